@@ -219,13 +219,14 @@ class Contexts:
         """
         before = {segment.id: segment.nbytes for segment in context.segments}
         new = sum(segment.nbytes - before.get(segment.id, 0) for segment in segments)
+        new -= sum(before.get(id, 0) for id in removed)
         context.leases[1].grow(max(new, 0))
         try:
             await asyncio.to_thread(self._write, context, segments, request_id, tokens, removed)
         except BaseException:
             context.leases[1].shrink(max(new, 0))
             raise
-        context.leases[1].shrink(max(-new, 0) + sum(before.get(id, 0) for id in removed))
+        context.leases[1].shrink(max(-new, 0))
         self._tokens -= context.tokens
         by_id = {s.id: s for s in context.segments if s.id not in removed} | {s.id: s for s in segments}
         context.segments = sorted(by_id.values(), key=lambda s: s.positions.start)
@@ -295,17 +296,24 @@ class Contexts:
             lease.give_back()
         self._gauge()
 
+    def _alone(self, context: StoredContext, segment: StoredSegment, node: str) -> bool:
+        """Whether `node` is named for the segment, and nobody else who is has its tokens."""
+        return node in segment.holders and not set(self.serving(context, segment)) - {node}
+
     def only_on(self, node: str) -> tuple[str, ...]:
         """What no other node has a copy of, a sentence a context."""
         found = []
         for context in self.list():
-            tokens = sum(s.positions.count for s in context.segments if s.holders == (node,))
+            tokens = sum(s.positions.count for s in context.segments if self._alone(context, s, node))
             if tokens:
                 found.append(f"{tokens:,} tokens of context {context.spec.name!r}")
         return tuple(found)
 
     async def forget_node(self, node: str) -> None:
-        """Have no segment name `node` of which others have copies. Let nothing cancel this."""
+        """Have no segment name `node` of which others have copies. Let nothing cancel this.
+
+        Where it alone has the tokens it stays named: should it come back, they are there again.
+        """
         for context in self.list():
             async with context.lock:
                 if self._contexts.get(context.spec.name) is not context:
@@ -313,7 +321,7 @@ class Contexts:
                 changed = [
                     replace(s, holders=tuple(name for name in s.holders if name != node))
                     for s in context.segments
-                    if node in s.holders and len(s.holders) > 1
+                    if node in s.holders and not self._alone(context, s, node)
                 ]
                 if changed:
                     await self.commit(context, changed, sessions={})

@@ -149,7 +149,8 @@ class Upkeep:
         """Copy segments that have fewer holders than the context has replicas, one after the other.
 
         A holder whose lease runs yet counts; one that is lost does not, and is named no more once there are
-        copies enough. What `seconds` are too short for is named among what is missing.
+        copies enough. One that was started anew without its tokens may get them again. What `seconds` are too
+        short for is named among what is missing.
         """
         until = time.monotonic() + seconds
         context = self._contexts.get(name)
@@ -174,18 +175,21 @@ class Upkeep:
 
     async def _repair(self, context: StoredContext, segment: StoredSegment) -> tuple[str, int]:
         """Why a segment is still not whole, or nothing; and how many copies were made."""
+        having = self._contexts.serving(context, segment)
         live = self._live(context, segment)
-        away = tuple(n for n in segment.holders if self._membership.state(n) is NodeState.SUSPECT)
+        away = tuple(n for n in having if self._membership.state(n) is NodeState.SUSPECT)
         lacking = context.spec.replicas - len(live) - len(away)
         if lacking <= 0:
             return "", 0
         if not live:
-            return f"none of its holders is there: {', '.join(segment.holders)}", 0
-        chosen = self._with_room(context, segment, lacking)
+            return f"none of its holders is there with its tokens: {', '.join(segment.holders)}", 0
+        chosen = self._with_room(context, segment, having, lacking)
         if not chosen:
             return f"no other node is ready that has room for {segment.positions.count:,} tokens", 0
         revision = await self._contexts.revisions.take()
-        holders = (*live, *away, *chosen)
+        # Of copies that are too few yet none is given up: who is lost may come back with its own.
+        lost = (n for n in having if n not in live and n not in away)
+        holders = (*live, *away, *chosen, *(lost if len(chosen) < lacking else ()))
         sessions: dict[str, str] = {}
         committed = False
 
@@ -210,15 +214,18 @@ class Upkeep:
             )
         return "", len(chosen)
 
-    def _with_room(self, context: StoredContext, segment: StoredSegment, count: int) -> tuple[str, ...]:
-        """So many nodes, or fewer, that may take a copy: those with the fewest of its tokens first."""
+    def _with_room(
+        self, context: StoredContext, segment: StoredSegment, having: Sequence[str], count: int
+    ) -> tuple[str, ...]:
+        """So many nodes, or fewer, that may take a copy: those with the fewest of its tokens first. `having`:
+        those that have one."""
         size, tile = context.spec.token_bytes, library.TILE
         needed = 2 * -(-segment.positions.count // tile) * tile * size
         found = sorted(
             (self._contexts.held(context, m.name), m.memory - m.register.memory_limit, m.name)
             for m in self._membership.members()
             if m.state is NodeState.READY
-            and m.name not in segment.holders
+            and m.name not in having
             and m.register.memory_limit - m.memory >= needed
         )
         return tuple(name for _, _, name in found[:count])

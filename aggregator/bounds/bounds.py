@@ -166,6 +166,10 @@ EXPORT_PROCESS = ProcessBound("export", 300.0, 600, 8 * GIB)
 """In which a trained model is written as an ONNX file."""
 PREDICTED_SAMPLES = 4096
 """Ids of one call that asks a fusion run's model about samples on nodes."""
+PREDICTED_BYTES = 3 * MIB
+"""Of what the model says of them: it is one message, and a head may make anything of a sample."""
+PREDICTED_FUSED = 256 * MIB
+"""Bytes of the fused outputs that the head is then given."""
 JOB_BYTES = 256 * 1024
 """Of one job as it is kept."""
 DISK_RESERVE = 256 * MIB

@@ -14,11 +14,14 @@ What lies on nodes is not in it: a context's tokens stay where they are.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -43,6 +46,10 @@ TRIES = 20
 """Snapshots that are tried: of a run that commits very often versions may go before they are linked."""
 TURN_SECONDS = 10.0
 """How long others may write to the registry of trust before a backup gives up."""
+YOUNG_SECONDS = 60.0
+"""A folder of work that is younger may be about to be locked by who has made it."""
+_ASIDE, _WITHIN, _PARTIAL = ".backup-", ".under-way-", ".partial"
+"""What folders of work are called: links in the state folder; what fills a folder that is there; all."""
 _PIECE = 1024 * 1024
 _LEFT_OUT = ("lock", "spool", "plans")  # of one process
 _GROWING = ("record.jsonl", "audit.jsonl")  # written at their ends: copied, not linked
@@ -79,34 +86,28 @@ def backup(state: Path, folder: Path) -> BackupCounts:
     if folder.is_relative_to(state):
         raise InvalidArgument(f"{folder} lies in the state folder; back up to a place outside of it")
     _require_new(folder, "a backup")
-    partial = folder.with_name(f"{folder.name}.partial")
-    aside = state / f".backup-{os.getpid()}"
-    _forget_old(state)
     try:
-        with _held(state) as live:
-            aside.mkdir(mode=0o700)
-            named = _snapshot(state, aside, live)
-        _make(partial)
-        files = _copied(aside, partial / "state", named)
-        counts = _counts(partial / "state", files)
-        manifest = {"format": FORMAT, "counts": asdict(counts), "files": files}
-        write_durably(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
-        (partial / MANIFEST).chmod(0o600)
-        sync(partial)
-        os.rename(partial, folder)
-        sync(folder.parent)
+        with _working(state, _ASIDE) as aside, _working(*_beside(folder)) as partial:
+            with _held(state) as live:
+                named = _snapshot(state, aside, live)
+            files = _copied(aside, partial / "state", named)
+            counts = _counts(partial / "state", files)
+            manifest = {"format": FORMAT, "counts": asdict(counts), "files": files}
+            write_durably(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+            (partial / MANIFEST).chmod(0o600)
+            sync(partial)
+            _require_new(folder, "a backup")
+            _put(partial, folder, MANIFEST)
     except OSError as error:
         raise unwritable(Path(error.filename or folder), error) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(partial, ignore_errors=True)
     return counts
 
 
 def restore(folder: Path, state: Path) -> BackupCounts:
     """Put a backup back as the state folder `state`, which is made. Durable when this returns. Blocks.
 
-    Every file is checked by its digest as it is copied: there is a whole state folder then, or none.
+    Every file is checked by its digest as it is copied: there is a whole state folder then, or none. One that
+    is there and empty is filled, `state.db` last.
 
     Raises:
         NotFound: there is no backup at `folder`, or one that was not finished.
@@ -118,30 +119,27 @@ def restore(folder: Path, state: Path) -> BackupCounts:
     state, folder = state.absolute(), folder.absolute()
     files, counts = _manifest(folder)
     _require_new(state, "a state folder")
-    partial = state.with_name(f"{state.name}.partial")
     try:
-        _make(partial)
-        require_space(partial, sum(size for _, size in files.values()))
-        for name, (digest, size) in files.items():
-            source, target = folder / "state" / name, partial / name
-            _make(target.parent)
-            try:
-                found = _copy(source, target)
-            except FileNotFoundError:
-                raise DataLoss(f"backup {folder} is not whole: {name} is missing; take another one") from None
-            if found != (digest, size):
-                raise DataLoss(f"backup {folder} is damaged: {name} has other bytes; take another one")
-        _require_sound(partial, folder)
-        for made in {partial, *(path for path in partial.rglob("*") if path.is_dir())}:
-            sync(made)
-        if state.is_dir():
-            state.rmdir()  # it is empty
-        os.rename(partial, state)
-        sync(state.parent)
+        with _working(*_beside(state)) as partial:
+            require_space(partial, sum(size for _, size in files.values()))
+            for name, (digest, size) in files.items():
+                source, target = folder / "state" / name, partial / name
+                _make(target.parent)
+                try:
+                    found = _copy(source, target)
+                except FileNotFoundError:
+                    raise DataLoss(
+                        f"backup {folder} is not whole: {name} is missing; take another one"
+                    ) from None
+                if found != (digest, size):
+                    raise DataLoss(f"backup {folder} is damaged: {name} has other bytes; take another one")
+            _require_sound(partial, folder)
+            for made in {partial, *(path for path in partial.rglob("*") if path.is_dir())}:
+                sync(made)
+            _require_new(state, "a state folder")
+            _put(partial, state, "state.db")
     except OSError as error:
         raise unwritable(Path(error.filename or state), error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return counts
 
 
@@ -149,15 +147,66 @@ def restore(folder: Path, state: Path) -> BackupCounts:
 
 
 def _require_new(folder: Path, what: str) -> None:
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if folder.exists() and not (
+        folder.is_dir() and all(path.name.startswith(_WITHIN) for path in folder.iterdir())
+    ):
         raise InvalidArgument(f"there is something at {folder} already; give a new folder for {what}")
 
 
-def _forget_old(state: Path) -> None:
-    """Remove what backups left that were killed."""
-    for left in state.glob(".backup-*"):
-        if not Path(f"/proc/{left.name.rpartition('-')[2]}").exists():
-            shutil.rmtree(left, ignore_errors=True)
+@contextlib.contextmanager
+def _working(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder in `parent`, which goes with the block; and what processes that were killed have left of
+    that `prefix` goes, too. Which are alive is known by locks: two machines, or containers, may share a disk.
+    """
+    _make(parent)
+    for left in parent.glob(f"{glob.escape(prefix)}????????{_PARTIAL}"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > YOUNG_SECONDS:
+                with _locked(left):
+                    shutil.rmtree(left, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(_PARTIAL, prefix, parent))
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, made, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a file system without locks: then nobody removes what is left
+            stack.enter_context(_locked(made))
+        yield made
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """A block in which nobody else has the folder. Raises OSError where somebody has it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _beside(folder: Path) -> tuple[Path, str]:
+    """Where the folder's content is made, and as what. A folder that is there may be a mount, in whose place
+    nothing can be put: then within it."""
+    return (folder, _WITHIN) if folder.is_dir() else (folder.parent, f".{folder.name}-")
+
+
+def _put(made: Path, folder: Path, last: str) -> None:
+    """Have in `folder` what is in `made`, all of it or nothing; durably. File `last` comes last."""
+    if not folder.is_dir():
+        os.rename(made, folder)
+        sync(folder.parent)
+        return
+    moved: list[Path] = []
+    try:
+        for path in sorted(made.iterdir(), key=lambda path: path.name == last):
+            os.rename(path, folder / path.name)
+            moved.append(folder / path.name)
+        with contextlib.suppress(OSError):  # a file system without modes, or another's folder
+            folder.chmod(0o700)
+        sync(folder)
+    except BaseException:
+        for path in moved:
+            os.rename(path, made / path.name)
+        raise
 
 
 @contextlib.contextmanager
@@ -191,7 +240,7 @@ def _snapshot(state: Path, aside: Path, live: bool) -> frozenset[str]:
 def _link_all(state: Path, aside: Path) -> None:
     """Have every file that is there now in `aside`, too, where it stays."""
     for top in sorted(os.listdir(state)):
-        if top in _LEFT_OUT or top.startswith(".backup-"):
+        if top in _LEFT_OUT or top.startswith((_ASIDE, _WITHIN)):
             continue
         source = state / top
         if source.is_dir():
@@ -257,7 +306,7 @@ def _copy_database(path: Path, target: Path, reading: bool, shared: bool) -> Non
     try:
         with contextlib.closing(sqlite3.connect(target)) as made:
             if reading:
-                with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+                with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
                     database.backup(made)
             else:
                 with sums.turn(alone=True, seconds=TURN_SECONDS) as mine:
@@ -278,7 +327,7 @@ def _copy_database(path: Path, target: Path, reading: bool, shared: bool) -> Non
 
 def _read(database: Path) -> contextlib.closing[sqlite3.Connection]:
     """A database that nobody else has open, to read."""
-    return contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro&immutable=1", uri=True))
+    return contextlib.closing(sqlite3.connect(f"{database.as_uri()}?mode=ro&immutable=1", uri=True))
 
 
 def _named(database: Path) -> frozenset[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from aggregator.store.folder import TEMPORARY, sync, unwritable, write_durably
 from edge_attention.core.errors import DataLoss, InvalidArgument, NotFound
 
+_DIGEST = re.compile("[0-9a-f]{64}")
 _PIECE = 1024 * 1024
 
 
@@ -112,10 +113,15 @@ class Blobs:
 
     def unused(self, seconds: float) -> list[str]:
         """Those that nobody has put, or asked for by `has`, in so many last seconds."""
-        before = time.time() - seconds
+        before, found = time.time() - seconds, []
         with os.scandir(self._folder) as entries:
-            files = [entry for entry in entries if not entry.name.endswith(TEMPORARY)]
-            return [entry.name for entry in files if _used(entry.stat()) <= before]
+            for entry in entries:
+                if not _DIGEST.fullmatch(entry.name):
+                    continue  # being written, or nobody's here
+                with contextlib.suppress(FileNotFoundError):  # gone just now
+                    if _used(entry.stat()) <= before:
+                        found.append(entry.name)
+        return found
 
     def _path(self, digest: str) -> Path:
         require_digest(digest)
@@ -128,7 +134,7 @@ def require_digest(digest: str) -> None:
     Raises:
         InvalidArgument: it is not 64 lower-case hexadecimal digits.
     """
-    if not re.fullmatch("[0-9a-f]{64}", digest):
+    if not _DIGEST.fullmatch(digest):
         raise InvalidArgument(f"{digest[:80]!r} is no SHA-256 digest; give 64 lower-case hexadecimal digits")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.messages.training import TrainingRound
 
-__all__ = ["Diverged", "diverged"]
+__all__ = ["Diverged", "diverged", "unevaluated"]
 
 
 class Diverged(FailedPrecondition):
@@ -34,3 +34,21 @@ def diverged(what: str, number: int, rate: float | None, last: TrainingRound | N
     else:
         said += "no loss was finite before, so look at the data, too: NaN, or numbers too large"
     return Diverged(f"{said}. To mend it: {remedy}")
+
+
+def unevaluated(
+    error: str, number: int, rate: float | None, last: TrainingRound | None, remedy: str
+) -> Diverged:
+    """Why a run ends after round `number`: what the model gives of held-out samples is not finite. See
+    `diverged`.
+
+    >>> print(unevaluated("node a: NaN", 0, None, None, "").message)  # doctest: +ELLIPSIS
+    what the model gives of the held-out samples (node a: NaN) is not finite after round 0: look for NaN, ...
+    """
+    said = f"what the model gives of the held-out samples ({error}) is not finite after round {number}"
+    if last is not None and last.number:
+        said += f", whose loss was {last.loss:.6g}"
+    said += ": look for NaN, infinity or very large numbers among them"
+    if rate is not None and number:
+        said += f"; or the learning rate, {rate:g}, is too high: {remedy}"
+    return Diverged(said)

@@ -88,6 +88,8 @@ class Housekeeping:
                 size = folder_bytes(self._state.directory / "runs" / run.id)
                 known = self._sizes[run.id] = (run.round, size)
             found.append(EndedRun(run.id, max(last.get(run.id, 0.0), run.created), known[1]))
+        for id in self._sizes.keys() - {run.id for run in found}:
+            del self._sizes[id]  # somebody has deleted it, or it goes on
         return found
 
     def _sweep(self) -> int:

@@ -115,7 +115,7 @@ class Readiness:
         for part in self._planned.parts:
             if part.prefix not in told:
                 continue
-            used = _whole(part, told[part.prefix]["complete"], len(hashes[part.source]))
+            used = whole_rows(part, told[part.prefix]["complete"], len(hashes[part.source]))
             ranks[part.prefix] = np.cumsum(used, dtype=np.int64) - 1
             whole[part.source] = used & whole.get(part.source, True)
         aligned = align(hashes, self._planned.head.source, sources, job.missing, whole)
@@ -156,7 +156,7 @@ class Readiness:
         await asyncio.sleep(min(0.1 * 2**self._failures, 5.0))
 
 
-def _whole(part: PlannedPart, complete: Array, rows: int) -> Array:
+def whole_rows(part: PlannedPart, complete: Array, rows: int) -> Array:
     """bool [rows]: which of the rows are whole, as the part's node said.
 
     Raises:

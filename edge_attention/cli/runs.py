@@ -7,6 +7,7 @@ import click
 from edge_attention.cli.connection import connect
 from edge_attention.cli.output import json_option, print_json, say
 from edge_attention.cli.train import list_runs
+from edge_attention.core.messages.training import TrainingRun
 
 
 @click.group(
@@ -33,10 +34,17 @@ def list_all(ctx: click.Context, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def delete(address: str, run: tuple[str, ...], as_json: bool) -> None:
-    """Forget each RUN, which has ended: job, records and versions. What was deployed from it serves on."""
+    """Forget each RUN, which has ended: job, records and versions. What was deployed from it serves on.
+
+    One that cannot be deleted ends the command; those before it are gone, and are said to be.
+    """
+    deleted: list[TrainingRun] = []
     with connect(address) as client:
-        deleted = [client.run(name).delete() for name in run]
-    if as_json:
-        print_json(deleted)
-    else:
-        say(*(f"deleted run {one.id}, which was {one.state.value}" for one in deleted))
+        try:
+            for name in run:
+                deleted.append(client.run(name).delete())
+                if not as_json:
+                    say(f"deleted run {deleted[-1].id}, which was {deleted[-1].state.value}")
+        finally:
+            if as_json:
+                print_json(deleted)

@@ -8,7 +8,6 @@ async with AsyncClient("127.0.0.1:50051") as client:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -217,7 +216,8 @@ class AsyncClient:
     ) -> AsyncContext:
         """A new context with the tokens of a file that `AsyncContext.export` has written.
 
-        All of it is there, or nothing is. Positions are given anew, without gaps.
+        All of it is there, or nothing is; of who may not drop contexts the error says what is left. Positions
+        are given anew, without gaps.
 
         Args:
             name: what it is called; None: as it was.
@@ -241,9 +241,15 @@ class AsyncClient:
         try:
             if len(found.positions):
                 await context.append(found.keys, found.values, progress=progress)
-        except BaseException:
-            with contextlib.suppress(EdgeAttentionError):
+        except BaseException as error:
+            try:
                 await context.drop()
+            except EdgeAttentionError as left:
+                if isinstance(error, EdgeAttentionError):
+                    raise type(error)(
+                        f"{error.message}; context {context.name!r} is there with a part of the tokens, and "
+                        f"could not be dropped: {left.message}"
+                    ) from None
             raise
         return context
 

@@ -226,7 +226,11 @@ class AsyncRun:
         ids = values.texts(rows, "rows")
         if not ids:
             raise InvalidArgument("rows is empty; give ids of samples, or arrays by input")
-        return joined([await self._asked(ids[at : at + IDS], version) for at in range(0, len(ids), IDS)])
+        parts = [await self._asked(ids[:IDS], version)]
+        for at in range(IDS, len(ids), IDS):
+            # Of the version that has answered first, whatever is committed, or evaluated, meanwhile.
+            parts.append(await self._asked(ids[at : at + IDS], parts[0][1].version))
+        return joined(parts)
 
     async def _asked(self, ids: tuple[str, ...], version: WhichVersion) -> tuple[int, jobs.PredictResponse]:
         request = jobs.PredictRequest(self.id, *_checked(version), ids)

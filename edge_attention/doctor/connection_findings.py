@@ -9,9 +9,9 @@ from edge_attention.core.messages.fleet import DescribeAggregatorResponse
 from edge_attention.doctor.finding import Finding, duration, failed, ok, size, skipped, warning
 
 CLOCK_WARNING, CLOCK_FAILED = 2.0, 60.0
+"""Seconds two clocks may differ. A peer's token is good for minutes, a certificate from five minutes back."""
 DISK_WARNING, DISK_FAILED = 0.1, 0.03
 """Shares of a disk that are left: below the second nothing more is committed soon."""
-"""Seconds two clocks may differ. A peer's token is good for minutes, a certificate from five minutes back."""
 
 SLOW_CONNECT = 1.0
 

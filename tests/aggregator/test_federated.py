@@ -296,3 +296,20 @@ def test_the_next_process_goes_on_bit_for_bit(tmp_path):
         assert [r.number for r in rounds] == list(range(1, 7))
         for found, wanted in zip(parameters(house, run), expected, strict=True):
             np.testing.assert_array_equal(found, wanted)
+
+
+def test_one_node_that_is_asked_alone_and_returns_nan_does_not_end_the_run():
+    async def scenario(house, **changed):
+        run, _ = await started(house, selection=SelectionSpec(fraction=0.2), rounds=12, **changed)
+        return await ended(house, run)
+
+    with House() as house:
+        rounds, info = asyncio.run(scenario(house, tamper={"b": poisoned}))
+    assert info.state is RunState.FINISHED, info.detail
+    assert rounds[-1].quarantined == ("b",)
+    assert all(len(r.nodes) == 1 and "b" not in r.nodes for r in rounds)
+    with House() as house:
+        rounds, info = asyncio.run(scenario(house, tamper=dict.fromkeys(small_model.NODES, poisoned)))
+    assert info.state is RunState.FAILED
+    assert "the update of every node is not finite from round 1 on" in info.detail
+    assert rounds == []

@@ -226,3 +226,11 @@ def test_a_fusion_run_diverges():
     assert info.state is RunState.FAILED
     assert "a learning rate of 1e+30 is likely too high" in info.detail
     assert f"the last finite loss was {rounds[-1].loss:.6g}, of round {len(rounds)}" in info.detail
+
+
+def test_a_model_that_cannot_be_evaluated_any_more():
+    rounds, info, *_ = fusion(optimizer=OptimizerSpec("sgd", {"lr": 1e30}), evaluate_every=1)
+    assert info.state is RunState.FAILED
+    assert f"is not finite after round {len(rounds)}, whose loss was {rounds[-1].loss:.6g}" in info.detail
+    assert "held-out samples" in info.detail
+    assert "1e+30, is too high: lower optimizer.lr, or set clip" in info.detail

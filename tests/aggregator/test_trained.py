@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import small_job
@@ -12,16 +15,21 @@ import small_model
 import test_federated
 import test_fusion
 from house import House
+from onnx import numpy_helper
 from planned_here import planned_here as planned_here
 
 from aggregator.bounds.bounds import PREDICTED_SAMPLES
+from aggregator.training.fusion import recipe
+from aggregator.training.fusion.predict import _matched
 from aggregator.training.service import TrainingApi
 from edge_attention.client.predictions import predicted
 from edge_attention.core.errors import (
     FailedPrecondition,
     InvalidArgument,
     InvalidGraph,
+    InvalidTensor,
     NotFound,
+    ResourceExhausted,
     Unavailable,
 )
 from edge_attention.core.messages.training import MissingSamples, PredictRequest
@@ -115,8 +123,6 @@ def test_a_sample_that_the_run_would_leave_out_is_refused():
 
 
 def test_a_head_that_says_nothing_without_labels():
-    import onnx
-
     head = onnx.load_model_from_string(small_job.HEAD)
     del head.graph.output[:]
     whole = onnx.load_model_from_string(small_job.HEAD)
@@ -170,3 +176,52 @@ def test_a_call_asks_about_so_many_samples_and_no_more():
 
     with House() as house:
         asyncio.run(scenario(house))
+
+
+def test_a_head_that_says_more_than_an_answer_has():
+    head = onnx.load_model_from_string(small_job.HEAD)
+    head.graph.initializer.append(numpy_helper.from_array(np.array([1, 100_000], np.int64), "times"))
+    head.graph.node.append(onnx.helper.make_node("Tile", ["probabilities", "times"], ["wide"]))
+    head.graph.output.append(
+        onnx.helper.make_tensor_value_info("wide", onnx.TensorProto.FLOAT, ["batch", 200_000])
+    )
+
+    async def ask(house, run):
+        said = await house.runs.predict(run, None, False, ("P0",))
+        with pytest.raises(ResourceExhausted, match=r"bound predicted-bytes: .* ask about 3 at a time"):
+            await house.runs.predict(run, None, False, tuple(small_job.IDS[:20]))
+        return said
+
+    said = trained(ask, head=Head("a", "labels", head.SerializeToString(), {"y": "y"}))
+    assert said.outputs["wide"].shape == (1, 200_000)
+
+
+def test_more_than_fits_here_is_refused(monkeypatch):
+    monkeypatch.setattr(recipe, "PREDICTED_FUSED", 500)
+
+    async def ask(house, run):
+        await house.runs.predict(run, None, False, ("P0",))
+        with pytest.raises(ResourceExhausted, match=r"bound predicted-fused: 20 samples .* ask about 7 at"):
+            await house.runs.predict(run, None, False, tuple(small_job.IDS[:20]))
+
+    trained(ask)
+
+
+def test_what_nodes_say_of_ids_is_not_believed():
+    part = SimpleNamespace(source="a/x", prefix="a", node="a", dataset="x")
+    plan = SimpleNamespace(encoders=(part,), job=SimpleNamespace(missing=MissingSamples.LEAVE_OUT))
+    ids = [f"P{i}" for i in range(3)]
+    hashes = np.array([list(hmac.digest(b"k", id.encode(), "sha256")[:16]) for id in ids], np.uint8)
+
+    def matched(hashes, told=None):
+        return _matched(plan, {"a/x": hashes}, told or {}, b"k", ["P2", "P0"])
+
+    assert matched(hashes).alignment.rows["a/x"].tolist() == [2, 0]
+    some = {"a": {"complete": np.array([1, 0, 1], np.uint8)}}
+    assert matched(hashes, some).rows(part)[0].tolist() == [1, 0]
+    with pytest.raises(InvalidTensor, match="two rows have the same id"):
+        matched(hashes[[0, 1, 2, 0]])
+    with pytest.raises(InvalidTensor, match="tells of 0 rows and has 3 ids"):
+        matched(hashes, {"a": {"complete": np.zeros(0, np.uint8)}})
+    with pytest.raises(NotFound, match="no node has a row of them"):
+        matched(hashes[:0])

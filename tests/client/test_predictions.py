@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from edge_attention.client.predictions import CHUNK, Prediction, joined, predicted
+from edge_attention.client.runs import IDS, AsyncRun
 from edge_attention.core.errors import InvalidArgument, InvalidTensor
 from edge_attention.core.messages.training import PredictResponse
 
@@ -92,3 +96,17 @@ def test_several_calls_are_one_answer():
     with pytest.raises(InvalidArgument, match="a new version was committed meanwhile"):
         joined([parts[0], (1, other)])
     assert isinstance(whole, Prediction)
+
+
+def test_all_calls_ask_the_version_that_answered_first():
+    asked = []
+
+    async def unary(method, request, seconds):
+        asked.append((request.version, request.best, len(request.ids)))
+        return PredictResponse(7, {"y": np.zeros((len(request.ids), 1))}, {})
+
+    connection = SimpleNamespace(caller=SimpleNamespace(unary=unary))
+    run = AsyncRun(connection, SimpleNamespace(id="r-1"))
+    found = asyncio.run(run.predict([f"P{i}" for i in range(IDS + 1)], "best"))
+    assert (found.version, len(found["y"])) == (7, IDS + 1)
+    assert asked == [(None, True, IDS), (7, False, 1)]

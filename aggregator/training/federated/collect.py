@@ -192,6 +192,8 @@ class Synchronous(Collector):
         self._tries = 0
         self._hopeless = False
         self._accused: dict[str, str] = {}
+        self._suspects: dict[str, str] = {}
+        """Of a round that asked only some: those whose answers were not finite, where no other's was."""
         self._strikes: Counter[str] = Counter()
         self._combine = from_config(self._job.combine.name, **self._job.combine.options)
 
@@ -199,7 +201,7 @@ class Synchronous(Collector):
         self._timings.add(node, seconds)
 
     async def collect(self, basis: Basis) -> Collected:
-        since, self._tries, self._accused = time.monotonic(), 0, {}
+        since, self._tries, self._accused, self._suspects = time.monotonic(), 0, {}, {}
         while True:
             selected = await self._select(basis, since)
             collected = await self._once(basis, selected, since)
@@ -207,7 +209,10 @@ class Synchronous(Collector):
                 return self._convicted(collected)
 
     def _convicted(self, collected: Collected) -> Collected:
-        """`collected`; who has called wrong, STRIKES times, what the others have done is asked no more."""
+        """`collected`; who has called wrong, STRIKES times, what the others have done is asked no more, nor
+        whose answer was not finite, where that of others is."""
+        for node, reason in self._suspects.items():
+            self.quarantine(node, reason)
         self._strikes.update(self._accused.keys())
         for node, reason in self._accused.items():
             if self._strikes[node] >= STRIKES:
@@ -222,8 +227,8 @@ class Synchronous(Collector):
         job, membership = self._job, self._services.membership
         # Without a deadline a round is the same whoever happens to be away: it waits for them.
         patient = job.selection.deadline_seconds is None and job.selection.adaptive is None
-        eligible = [n for n in self._nodes if n not in self.quarantined and n not in self._accused]
-        out = {**self.quarantined, **self._accused}
+        out = {**self.quarantined, **self._accused, **self._suspects}
+        eligible = [n for n in self._nodes if n not in out]
         why = "; ".join(f"{node}: {reason}" for node, reason in out.items())
         ended = InQuarantine if self.quarantined else FailedPrecondition
         if len(eligible) < job.selection.minimum:
@@ -284,7 +289,8 @@ class Synchronous(Collector):
                         case Quarantine(node, reason):
                             left_out[node] = self.quarantine(node, reason)
                         case Diverge(reasons):
-                            raise Divergence(reasons, reasons.keys() <= self._without_loss)
+                            self._ask_others(basis, reasons)
+                            return None
                         case Close(participants):
                             closed = participants
                         case Again(reason):
@@ -317,6 +323,27 @@ class Synchronous(Collector):
             self._timings.add(node, round.seconds[node])
             self._work.took_part(node, basis.number)
         return Collected([updates[node] for node in closed], left_out)
+
+    def _ask_others(self, basis: Basis, reasons: Mapping[str, str]) -> None:
+        """Nothing that these returned is finite. Where others were not asked they are, once: it may be the
+        data of these.
+
+        Raises:
+            Divergence: there are no others, or none of theirs is finite either.
+        """
+        first = not self._suspects
+        self._suspects |= reasons
+        out = self.quarantined.keys() | self._accused.keys() | self._suspects.keys()
+        others = [n for n in self._nodes if n not in out and self.there(n)]
+        if first and len(others) >= max(1, self._job.selection.minimum):
+            with suppress(InvalidArgument):
+                self._combine.require(asked_of(self._job, len(others)))
+                log.warning(
+                    "run %s: round %d is asked of others: what %s returned is not finite",
+                    self.run, basis.number, ", ".join(reasons),
+                )  # fmt: skip
+                return
+        raise Divergence(self._suspects, self._suspects.keys() <= self._without_loss)
 
     async def _again(self, reason: str, since: float, fresh: bool) -> None:
         """Before the round is run again. `fresh`: without a node that finds its program wrong."""

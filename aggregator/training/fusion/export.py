@@ -8,6 +8,7 @@ else the model is written to `FOLDER/model.onnx`. Or left there: `error.json`, w
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Mapping
@@ -17,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from aggregator.bounds.bounds import EXPORT_PROCESS
+from aggregator.bounds.bounds import EXPORT_PROCESS, PREDICTED_BYTES
 from aggregator.engine import apart
 from aggregator.store.tensor_file import TensorFile
 from aggregator.training.fusion.plan import FusionPlan
-from edge_attention.core.errors import EdgeAttentionError, InvalidGraph
+from edge_attention.core.errors import EdgeAttentionError, InvalidGraph, ResourceExhausted, by_name
 from edge_attention.core.messages.training import MissingSamples
 from edge_attention.core.printable import RUNTIME_WORDS
 from edge_attention.core.tensors import Array
@@ -82,8 +83,11 @@ async def write_model(request: FusionExport, folder: Path) -> Path:
 
 
 async def answer_of(request: FusionExport, fused: Array, folder: Path) -> dict[str, Array]:
-    """The head's outputs that need no labels, for `fused` float32 [B, N, Hq, dv]. Raises as `write_model`."""
-    np.save(folder / "fused.npy", fused, allow_pickle=False)
+    """The head's outputs that need no labels, for `fused` float32 [B, N, Hq, dv].
+
+    Raises as `write_model`; and ResourceExhausted: they are too large.
+    """
+    await asyncio.to_thread(np.save, folder / "fused.npy", fused, allow_pickle=False)
     await _run(request, folder)
     with np.load(folder / "outputs.npz", allow_pickle=False) as found:
         return {name.removeprefix("o/"): found[name] for name in found.files}
@@ -93,7 +97,7 @@ async def _run(request: FusionExport, folder: Path) -> None:
     (folder / "request.json").write_text(json.dumps(asdict(request)))
     status = await apart.run(EXPORT_PROCESS, WHAT, "aggregator.training.fusion.export", str(folder))
     if (failure := folder / "error.json").exists():
-        raise InvalidGraph(json.loads(failure.read_text()))
+        raise by_name(*json.loads(failure.read_text()))
     if status:
         raise apart.failed(WHAT, status)
 
@@ -122,7 +126,7 @@ def main(folder: Path) -> None:
         model = fused_onnx(encoders, head, value("queries"), request["scale"], request["absent"])
         (folder / "model.onnx").write_bytes(model)
     except EdgeAttentionError as error:
-        (folder / "error.json").write_text(json.dumps(error.message))
+        (folder / "error.json").write_text(json.dumps((type(error).__name__, error.message)))
 
 
 def _head(request: Mapping[str, Any], trained: Mapping[str, Array]) -> tuple[bytes, dict[str, Array]]:
@@ -165,6 +169,14 @@ def _answer(model: bytes, fused: Array, out: Path) -> None:
     arrays: dict[str, Any] = {
         f"o/{name}": np.asarray(array) for name, array in zip(names, found, strict=True)
     }
+    size, samples = sum(array.nbytes for array in arrays.values()), len(fused)
+    if size > PREDICTED_BYTES:
+        fit = PREDICTED_BYTES * samples // size
+        fewer = f"ask about {fit:,} at a time, or " if fit else ""
+        raise ResourceExhausted(
+            f"bound predicted-bytes: of {samples:,} samples the head says {size:,} bytes, and one answer has "
+            f"{PREDICTED_BYTES:,}; {fewer}run the model where the rows are (train export RUN --onnx FILE)"
+        )
     np.savez(out, **arrays)
 
 

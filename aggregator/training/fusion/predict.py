@@ -6,6 +6,7 @@ here        ids -> rows, by keyed hashes; partials merged; the head over what co
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import secrets
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,9 @@ from aggregator.training.fusion.export import FusionExport, answer_of
 from aggregator.training.fusion.plan import FusionPlan, view_of
 from aggregator.training.fusion.recipe import FusionRounds, FusionSamples
 from aggregator.training.gap_reads import PRESENCE
+from aggregator.training.readiness import whole_rows
 from aggregator.training.services import Services
-from edge_attention.core.errors import NotFound, Unavailable
+from edge_attention.core.errors import InvalidTensor, NotFound, Unavailable
 from edge_attention.core.messages.training import MissingSamples, PredictResponse
 from edge_attention.core.partial import mass
 from edge_attention.core.printable import shown
@@ -54,7 +56,9 @@ async def predict(
     Raises:
         Unavailable: a node with tokens is not here, or went away.
         NotFound: an id is on no node; or on not all of them, and the run leaves such samples out.
+        InvalidTensor: a dataset has an id twice.
         InvalidGraph: the head says nothing without labels.
+        ResourceExhausted: it says too much.
     """
     nodes = tuple(dict.fromkeys(part.node for part in plan.encoders))
     if away := [node for node in nodes if not services.membership.live(node)]:
@@ -70,7 +74,10 @@ async def predict(
             known[part.prefix] = view_of(plan, part, datasets)
     rounds.use(known)
     try:
-        samples = await _found(rounds, plan, known, key, ids)
+        hashes = await rounds.identities(plan.encoders)
+        told = await rounds.told(PRESENCE, plan.encoders)
+        # Of a million rows it takes a second.
+        samples = await asyncio.to_thread(_matched, plan, hashes, told, key, ids)
         merged, lses = await rounds.fused(samples, parameters, version)
     finally:
         for node in nodes:
@@ -81,22 +88,31 @@ async def predict(
     return PredictResponse(version, outputs, masses, absent)
 
 
-async def _found(
-    rounds: FusionRounds, plan: FusionPlan, views: Mapping[str, TableView], key: bytes, ids: Sequence[str]
+def _matched(
+    plan: FusionPlan,
+    hashes: Mapping[str, Array],
+    told: Mapping[str, Mapping[str, Array]],
+    key: bytes,
+    ids: Sequence[str],
 ) -> FusionSamples:
-    hashes = await rounds.identities(plan.encoders)
-    told = await rounds.told(PRESENCE, plan.encoders)
+    """Where the samples' rows are. Blocks.
+
+    `hashes`: of the ids of every source's rows; `told`: of parts that leave rows out, which are whole.
+    """
     wanted = [hmac.digest(key, id.encode(), "sha256")[:HASH_BYTES] for id in ids]
     rows: dict[str, Int64] = {}
     ranks: dict[str, Int64] = {}
     for part in plan.encoders:
-        places = {row.tobytes(): i for i, row in enumerate(hashes[part.source])}
-        found = np.array([places.get(digest, -1) for digest in wanted], np.int64)
+        own = hashes[part.source]
+        places = {row.tobytes(): i for i, row in enumerate(own)}
+        if len(places) != len(own):
+            raise InvalidTensor(f"{part.source}: two rows have the same id")
+        found = [places.get(digest, -1) for digest in wanted]
         if part.prefix in told:
-            whole = np.asarray(told[part.prefix]["complete"] != 0)
+            whole = whole_rows(part, told[part.prefix]["complete"], len(own))
             ranks[part.prefix] = np.cumsum(whole, dtype=np.int64) - 1
-            found = np.where((found >= 0) & whole[found], found, -1)
-        rows[part.source] = found
+            found = [row if row >= 0 and whole[row] else -1 for row in found]
+        rows[part.source] = np.array(found, np.int64)
     _require(plan, rows, ids)
     complete = int(np.logical_and.reduce([each >= 0 for each in rows.values()]).sum())
     alignment = Alignment(rows, complete, len(ids) - complete, "", ranks)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from aggregator.bounds.bounds import PREDICTED_FUSED
 from aggregator.engine.outcome import MissingKind
 from aggregator.engine.returned import Returned
 from aggregator.engine.trip import Errand, Trips, Wanted
@@ -26,7 +27,7 @@ from aggregator.training.fusion.plan import FusionPlan, PlanGraph, PlannedPart
 from aggregator.training.fusion.programs import FusionPrograms
 from aggregator.training.fusion.releases import TOLD, texts
 from aggregator.training.gap_reads import PRESENCE, reads
-from edge_attention.core.errors import InvalidTensor, NotFinite, Unavailable
+from edge_attention.core.errors import InvalidTensor, NotFinite, ResourceExhausted, Unavailable
 from edge_attention.core.fold import Fold, Tensors, add_tensors
 from edge_attention.core.messages.program import (
     Batch,
@@ -221,6 +222,7 @@ class FusionRounds:
 
         Raises:
             Interrupted: a node went away.
+            ResourceExhausted: that is too much to be held here.
         """
         size, timer = max(self._plan.job.batch, 256), Timer()
         outs, lses = [], []
@@ -228,6 +230,13 @@ class FusionRounds:
         for start in range(0, len(batch), size):
             some = replace(batch, positions=batch.positions[start : start + size])
             merged, each = await self._forward(some, parameters, version, timer)
+            each_bytes = merged.out[0].nbytes
+            if each_bytes * len(batch) > PREDICTED_FUSED:
+                raise ResourceExhausted(
+                    f"bound predicted-fused: {len(batch):,} samples have {each_bytes * len(batch):,} bytes "
+                    f"of fused outputs, and one call {PREDICTED_FUSED:,}; ask about "
+                    f"{max(PREDICTED_FUSED // each_bytes, 1):,} at a time"
+                )
             outs.append(merged.out)
             lses.append(merged.lse)
             for node, lse in each.items():

@@ -16,7 +16,7 @@ from aggregator.engine.endings import to_the_end
 from aggregator.store.parameters import Committed
 from aggregator.store.tensor_file import TensorFile
 from aggregator.training.active import ActiveRun, evaluation_due
-from aggregator.training.divergence import diverged
+from aggregator.training.divergence import diverged, unevaluated
 from aggregator.training.fusion.alignment import Alignment
 from aggregator.training.fusion.plan import FusionPlan
 from aggregator.training.fusion.recipe import FusionRounds, FusionSamples, Interrupted, Timer
@@ -84,9 +84,13 @@ class Trainer:
                 if due and (await asyncio.to_thread(self._record, current.round)).evaluation is None:
                     timer = Timer()
                     active.evaluating = True
-                    evaluation = await rounds.evaluate(
-                        FusionSamples(parts.holdout, aligned), current.parameters, current.version, timer
-                    )
+                    try:
+                        evaluation = await rounds.evaluate(
+                            FusionSamples(parts.holdout, aligned), current.parameters, current.version, timer
+                        )
+                    except NotFinite as error:
+                        log.error("run %s: %s", self._id, error.message)
+                        raise await asyncio.to_thread(self._unevaluated, current.round, error) from None
                     spent = sum(timer.seconds.values())
                     await to_the_end(asyncio.to_thread(self._evaluated, current.round, evaluation, spent))
                     self._activity.evaluated(self._id, current.round, evaluation)
@@ -202,13 +206,22 @@ class Trainer:
                 f"{error.message}, in round 1, before any step: look for NaN, infinity or very large numbers "
                 "in its data, and in the model's initial values"
             )
-        rate = getattr(self._optimizer_at(number), "lr")  # noqa: B009  # each has one of its own
-        clip = "" if self._job.clip else ", or set clip"
         # Its parts share one loss, and what one of them returns, the others' parameters have made as well.
-        return diverged(
-            f"what the model gives ({error.message})", number + 1, rate, self._record(number),
-            f"lower optimizer.lr{clip}",
-        )  # fmt: skip
+        what = f"what the model gives ({error.message})"
+        return diverged(what, number + 1, self._rate(number), self._record(number), self._remedy)
+
+    def _unevaluated(self, number: int, error: NotFinite) -> EdgeAttentionError:
+        """Why it ends where samples held out are evaluated after round `number`. Blocks."""
+        last = self._record(number) if number else None
+        return unevaluated(error.message, number, self._rate(number), last, self._remedy)
+
+    def _rate(self, number: int) -> float:
+        rate: float = getattr(self._optimizer_at(max(number, 1)), "lr")  # noqa: B009  # each has one of its own
+        return rate
+
+    @property
+    def _remedy(self) -> str:
+        return "lower optimizer.lr" + ("" if self._job.clip else ", or set clip")
 
     def _tell_best(self) -> None:
         if self._stopping.version is not None:

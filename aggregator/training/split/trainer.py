@@ -13,7 +13,7 @@ from typing import Any
 
 from aggregator.engine.endings import to_the_end
 from aggregator.training.active import ActiveRun, evaluation_due
-from aggregator.training.divergence import diverged
+from aggregator.training.divergence import diverged, unevaluated
 from aggregator.training.records import RecordFile, every_record, mark_best, record_from, to_json
 from aggregator.training.services import Services
 from aggregator.training.split.grouped import GroupRounds
@@ -255,7 +255,11 @@ class SplitTrainer:
             return await passes.run(version, held, EVALUATE, gradients=False)
 
         holding = [(p, own) for p, own in zip(self._passes, turns, strict=True) if own.held]
-        done = await together(of_group(passes, own) for passes, own in holding)
+        try:
+            done = await together(of_group(passes, own) for passes, own in holding)
+        except NotFinite as error:
+            log.error("run %s: %s", self._id, error.message)
+            raise await asyncio.to_thread(self._unevaluated, current.number, error) from None
         evaluation = evaluated(done, sum(own.held for _, own in holding))
         number, spent = current.number, time.perf_counter() - began
 
@@ -279,13 +283,15 @@ class SplitTrainer:
     def _diverged(self, number: int, error: NotFinite) -> FailedPrecondition:
         """Why it ends after step `number`. Blocks."""
         # Groups take steps of their own before anything comes of them.
-        stepped = number or self._job.groups
-        at = max(number * self._job.local_steps, 1)
-        rate = getattr(self._versions.optimizer_at(at), "lr") if stepped else None  # noqa: B009
+        rate = _rate(self._job, self._versions, number) if number or self._job.groups else None
         last = self._record(number) if number else None
-        clip = "" if self._job.clip else ", or set clip"
-        what = f"what the model gives ({error.message})"
-        return diverged(what, number + 1, rate, last, f"lower optimizer.lr{clip}")
+        return diverged(f"what the model gives ({error.message})", number + 1, rate, last, _remedy(self._job))
+
+    def _unevaluated(self, number: int, error: NotFinite) -> FailedPrecondition:
+        """Why it ends where samples held out are evaluated after step `number`. Blocks."""
+        last = self._record(number) if number else None
+        rate = _rate(self._job, self._versions, number)
+        return unevaluated(error.message, number, rate, last, _remedy(self._job))
 
     # What it works with
 
@@ -306,3 +312,13 @@ class SplitTrainer:
         record = self._state.record(self._id, number)
         assert record is not None  # it was committed with its version
         return record_from(record)
+
+
+def _rate(job: SplitJob, versions: SplitVersions, number: int) -> float:
+    """The learning rate of the step that version `number` came of."""
+    rate: float = getattr(versions.optimizer_at(max(number * job.local_steps, 1)), "lr")  # noqa: B009
+    return rate
+
+
+def _remedy(job: SplitJob) -> str:
+    return "lower optimizer.lr" + ("" if job.clip else ", or set clip")

@@ -9,7 +9,9 @@ import pytest
 import reference
 from house import House, until
 
+from aggregator.attention.contexts import SEGMENT_BYTES
 from aggregator.attention.upkeep import Upkeep
+from aggregator.bounds.bounds import CONTEXT_BYTES
 from edge_attention.core.errors import EmptyContext, FailedPrecondition, InvalidArgument, Unavailable
 from edge_attention.core.messages.attention import AttendRequest, ContextSpec
 from edge_attention.core.messages.fleet import NodeState
@@ -154,5 +156,65 @@ def test_a_node_that_is_lost_is_forgotten_and_named_no_more():
         assert house.membership.get("a") is None
         assert all("a" not in s.holders for s in context.segments)
         assert all("a" not in row.spec["holders"] for row in house.state.list_segments(context.id))
+
+    run(scenario)
+
+
+def test_a_holder_that_has_lost_its_tokens_gets_them_again():
+    async def scenario(house):
+        context = await filled(house, 2, "ab", ((0, 1300, ""),))
+        house.boxes["b"].disconnect()
+        house.boxes["b"].connect(fresh=True)
+        repaired = await house.upkeep.repair("c", 60)
+        assert (repaired.copied, repaired.missing) == (1300, ())
+        assert all(sorted(s.holders) == ["a", "b"] for s in context.segments)
+        house.boxes["a"].lose()
+        await exact(house, np.arange(1300))
+
+    run(scenario)
+
+
+def test_of_too_few_copies_none_is_given_up():
+    async def scenario(house):
+        context = await filled(house, 3, "abc", ((0, 1300, ""),))
+        for name in "bc":
+            house.boxes[name].lose()
+        house.boxes["d"] = house.node("d")
+        repaired = await house.upkeep.repair("c", 60)
+        assert repaired.copied == 1300
+        assert "of 2 copies that lack only 1" in repaired.missing[0].reason
+        assert all(sorted(s.holders) == list("abcd") for s in context.segments)
+        house.boxes["b"].connect()
+        for name in "ad":
+            house.boxes[name].lose()
+        await exact(house, np.arange(1300))
+
+    run(scenario)
+
+
+def test_a_node_stays_named_where_the_other_holders_have_lost_what_it_has():
+    async def scenario(house):
+        context = await filled(house, 2, "ab", ((0, 1300, ""),))
+        house.boxes["b"].disconnect()
+        house.boxes["b"].connect(fresh=True)
+        house.boxes["a"].lose()
+        assert house.contexts.only_on("a") == ("1,300 tokens of context 'c'",)
+        house.membership.forget("a")
+        await house.contexts.forget_node("a")
+        assert all("a" in s.holders for s in context.segments)
+        house.boxes["a"].connect()
+        await exact(house, np.arange(1300))
+
+    run(scenario)
+
+
+def test_who_has_no_room_left_for_what_is_known_of_segments_can_still_trim():
+    async def scenario(house):
+        context = await filled(house)
+        budget = house.contexts._budgets[CONTEXT_BYTES]
+        budget.keep(None, budget.bound.total - budget.used)
+        await house.upkeep.trim("c", range(600, 800))
+        await exact(house, np.setdiff1d(np.arange(1300), np.arange(600, 800)))
+        assert context.leases[1].amount == SEGMENT_BYTES + sum(s.nbytes for s in context.segments)
 
     run(scenario)

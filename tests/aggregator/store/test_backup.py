@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -187,3 +188,55 @@ def test_nothing_is_written_over(tmp_path):
     with pytest.raises(FailedPrecondition, match="is no aggregator's state folder"):
         backup(tmp_path / "backup", tmp_path / "again")
     state.close()
+
+
+def test_what_killed_ones_left_goes_and_what_is_under_way_or_anybodys_stays(tmp_path):
+    state, _, _ = filled(tmp_path / "state")
+    folders = {
+        name: tmp_path / name
+        for name in ("state/.backup-abcdefgh.partial", ".to-abcdefgh.partial", ".to-ijklmnop.partial",
+                     ".to-qrstuvwx.partial", "to.partial", ".to-mine")
+    }  # fmt: skip
+    for name, folder in folders.items():
+        folder.mkdir()
+        (folder / "x").write_text("x")
+        if "qrst" not in name:  # that one has only just been made
+            os.utime(folder, (0, 0))
+    held = os.open(folders[".to-ijklmnop.partial"], os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    backup(tmp_path / "state", tmp_path / "to")
+    os.close(held)
+    state.close()
+    gone = {name for name, folder in folders.items() if not folder.exists()}
+    assert gone == {"state/.backup-abcdefgh.partial", ".to-abcdefgh.partial"}
+
+
+def test_folders_that_are_there_as_mounts_are_filled(tmp_path):
+    state, _, registry = filled(tmp_path / "state")
+    to, new = tmp_path / "to", tmp_path / "new"
+    to.mkdir()
+    new.mkdir()
+    before = to.stat().st_ino, new.stat().st_ino
+    backup(tmp_path / "state", to)
+    state.close()
+    registry.close()
+    whole = (to / "state" / "id").read_bytes()
+    (to / "state" / "id").write_bytes(b"other")
+    with pytest.raises(DataLoss, match="has other bytes"):
+        restore(to, new)
+    assert list(new.iterdir()) == []
+    (to / "state" / "id").write_bytes(whole)
+    restore(to, new)
+    same(new)
+    assert (to.stat().st_ino, new.stat().st_ino) == before
+    assert sorted(path.name for path in to.iterdir()) == [MANIFEST, "state"]
+    assert not list(new.glob(".*"))
+
+
+def test_a_folder_may_be_called_anything(tmp_path):
+    state, _, registry = filled(tmp_path / "a?b#c%20")
+    backup(tmp_path / "a?b#c%20", tmp_path / "[to]*")
+    state.close()
+    registry.close()
+    restore(tmp_path / "[to]*", tmp_path / "new?")
+    same(tmp_path / "new?")

@@ -106,3 +106,10 @@ def test_what_a_folder_takes(tmp_path):
     free, size = room(tmp_path)
     assert 0 < free <= size
     assert room(tmp_path / "none" / "below") == (0, 0)
+
+
+def test_what_is_no_blob_is_nobodys_business(tmp_path):
+    with House(tmp_path) as house:
+        (tmp_path / "blobs" / "lost+found").mkdir()
+        digest = house.state.put_blob(b"unused")
+        assert house.state.unused_blobs(-1.0) == [digest]
