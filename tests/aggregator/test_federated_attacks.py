@@ -21,6 +21,7 @@ from aggregator.engine.endings import to_the_end
 from aggregator.store.tensor_file import TensorFileWriter
 from aggregator.training.federated.export import ExportRequest, export
 from aggregator.training.federated.versions import Versions
+from aggregator.training.remedies import remedy_of
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages.program import Fault, Run, Stored
 from edge_attention.core.messages.training import (
@@ -221,9 +222,14 @@ def test_a_run_whose_nodes_are_quarantined_ends_at_once_and_says_why():
     poison = changing(lambda t: {**t, "loss": np.float32("nan").reshape(())} if "loss" in t else t)
     began = time.monotonic()
     selection = SelectionSpec(minimum=5, quorum=1.0)
-    _, info, *_ = run_with({"b": poison}, selection=selection, patience_seconds=600.0)
+    _, info, _, house = run_with({"b": poison}, selection=selection, patience_seconds=600.0)
     assert info.state is RunState.FAILED
     assert "b: quarantined: node 'b' returned a loss that is not finite" in info.detail
+    advised = remedy_of(info, house.runs.error_of(info.id))
+    assert "resume" not in advised.replace("resuming it does not bring them back", ""), (
+        "it would end so again"
+    )
+    assert "start it anew" in advised
     assert time.monotonic() - began < 60
 
 
