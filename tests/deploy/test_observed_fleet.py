@@ -158,7 +158,7 @@ def test_series_are_few(watched):
     """docs/observability.md says how many."""
     _, _, watching = watched
     samples = watching.now("max by (job) (max_over_time(scrape_samples_scraped[10m]))")
-    assert samples["job=edge-attention-aggregator"] < 650
+    assert samples["job=edge-attention-aggregator"] < 750
     assert samples["job=edge-attention-nodes"] < 150
 
 

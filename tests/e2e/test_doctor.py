@@ -61,7 +61,7 @@ def test_a_healthy_fleet(fleet):
         mild = {"clock source", "shared threads", "free memory", "fewer nodes", "shared memory"}
         assert {check for check, _ in found.with_status("warning")} <= mild
         assert found.of("this box").keys() == OF_A_BOX
-        assert found.of("aggregator").keys() == OF_THE_WAY | {"packages"}
+        assert found.of("aggregator").keys() == OF_THE_WAY | {"packages", "disk"}
         for name in "ab":
             assert found.of(f"node {name}").keys() == OF_A_NODE
             probed = found.of(f"node {name}")["bandwidth"]["data"]
