@@ -41,8 +41,8 @@ def read_table(path: Path, options: TableOptions | None = None, *, private: bool
     except PermissionError:
         who = f"user {os.geteuid()}, group {os.getegid()}"
         raise InvalidArgument(
-            f"{path} cannot be read: this process runs as {who}, which may not: `chmod o+r` the file and "
-            "`chmod o+x` its folders, or give them to that user"
+            f"{path} cannot be read: this process runs as {who}, which may not: let that user read the "
+            f"file and enter its folders, as with `setfacl -m u:{os.geteuid()}:r`, and nobody else of this machine"
         ) from None
     except (OSError, ValueError, EOFError) as error:
         raise InvalidArgument(f"{path} cannot be read: {error}") from None
