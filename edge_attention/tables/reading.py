@@ -42,7 +42,7 @@ def read_table(path: Path, options: TableOptions | None = None, *, private: bool
         who = f"user {os.geteuid()}, group {os.getegid()}"
         raise InvalidArgument(
             f"{path} cannot be read: this process runs as {who}, which may not: let that user read the "
-            f"file and enter its folders, as with `setfacl -m u:{os.geteuid()}:r`, and nobody else of this machine"
+            f"file and enter its folders, as with `setfacl -m u:{os.geteuid()}:r`, and nobody else here"
         ) from None
     except (OSError, ValueError, EOFError) as error:
         raise InvalidArgument(f"{path} cannot be read: {error}") from None
