@@ -28,23 +28,27 @@ def test_each_heading_is_a_place_and_each_link_leads_to_one():
 
 def test_all_of_it_is_there_and_nothing_of_its_marks():
     said = as_html(read_runbook())
-    assert said.count("<pre>") == read_runbook().count("```console")
-    prose = re.sub(r"<(code)>.*?</\1>", "", said, flags=re.DOTALL)
+    assert said.count("<pre>") == read_runbook().count("```console") > 10
+    prose = re.sub(r"<(code)\b.*?</\1>", "", said, flags=re.DOTALL)
     assert not re.search(r"\*\*|`|\]\(|^\||^#", prose, re.MULTILINE)
-    assert "\0" not in said
 
 
-def test_what_is_no_markup_stays_text():
-    assert as_html("a <b> & `<c>`") == "<p>a &lt;b&gt; &amp; <code>&lt;c&gt;</code></p>"
-    assert as_html("```console\n<x> | **y**\n```") == "<pre><code>&lt;x&gt; | **y**</code></pre>"
-    assert as_html('## "quoted" <i>') == '<h2 id="quoted-i">&quot;quoted&quot; &lt;i&gt;</h2>'
-    assert as_html("a ` b") == "<p>a ` b</p>"
-    assert as_html("[`a`](b.md#c)") == "<p><code>a</code> (docs/b.md)</p>"
-    assert as_html("#none") == "<p>#none</p>"
-    assert as_html("- one\n  more\n- two") == "<ul><li>one more</li><li>two</li></ul>"
+def test_html_in_the_text_stays_text_and_nothing_leads_elsewhere():
+    assert as_html("a <b> & `<c>`") == "<p>a &lt;b&gt; &amp; <code>&lt;c&gt;</code></p>\n"
+    assert as_html("<script>x</script>") == "<p>&lt;script&gt;x&lt;/script&gt;</p>\n"
+    assert as_html('## "quoted" <i>') == '<h2 id="quoted-i">&quot;quoted&quot; &lt;i&gt;</h2>\n'
+    assert as_html("[`a`](b.md#c)") == "<p><code>a</code> (docs/b.md)</p>\n"
+    assert as_html("[b.md](b.md#c) [d](#e)") == '<p>docs/b.md <a href="#e">d</a></p>\n'
+    for elsewhere in (
+        "[a](javascript:b)",
+        "[a](https://b.example)",
+        "<https://b.example>",
+        "![a](//b.example/c.png)",
+    ):
+        assert not re.search("href|src", as_html(elsewhere)), elsewhere
     table = as_html("| a | b |\n|---|---|\n| 1 | *2* |")
     assert '<th scope="col">a</th>' in table
-    assert "<td>1</td><td><em>2</em></td>" in table
+    assert "<td><em>2</em></td>" in table
 
 
 def test_it_is_served():
