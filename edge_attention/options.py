@@ -100,8 +100,7 @@ def name_variables(command: click.Command, prefix: str) -> None:
             flag = max(parameter.opts, key=len).removeprefix("--")
             parameter.envvar = f"{prefix}_{flag}".upper().replace("-", "_")
             name_source(parameter)
-    commands: dict[str, click.Command] = getattr(command, "commands", {})
-    for name, sub in commands.items():
+    for name, sub in _commands(command).items():
         name_variables(sub, f"{prefix}_{name}")
 
 
@@ -147,12 +146,15 @@ def unknown_variables(command: click.Command, prefix: str, environment: Mapping[
     return found
 
 
+def _commands(command: click.Command) -> Mapping[str, click.Command]:
+    return command.commands if isinstance(command, click.Group) else {}
+
+
 def _variables(command: click.Command, prefix: str) -> Iterator[str]:
     for parameter in command.params:
         if isinstance(parameter, click.Option) and parameter.name:
             yield f"{prefix}_{parameter.name}".upper()
-    commands: dict[str, click.Command] = getattr(command, "commands", {})
-    for name, sub in commands.items():
+    for name, sub in _commands(command).items():
         yield from _variables(sub, f"{prefix}_{name}".upper().replace("-", "_"))
 
 

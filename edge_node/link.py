@@ -134,6 +134,9 @@ class NodeLink:
         self._timer: asyncio.TimerHandle | None = None
         self._wake: float | None = None
         self._room = asyncio.Event()
+        self._left: asyncio.Future[tuple[int, str]] | None = (
+            None  # from `run` on; done: the exit code, and why
+        )
 
     def registered(self) -> bool:
         return self._session.registered
@@ -141,9 +144,9 @@ class NodeLink:
     async def run(self) -> tuple[int, str]:
         """Returns the exit code and what to say about it."""
         self._loop = asyncio.get_running_loop()
-        self._left: asyncio.Future[tuple[int, str]] = self._loop.create_future()
+        left = self._left = self._loop.create_future()
         self._step(self._session.tick)
-        code, text = await self._left
+        code, text = await left
         if self._stream is not None:
             await self._end_stream(self._stream, 2.0 if code == 0 else 0.1)
         for stop in self._stops.values():
@@ -222,6 +225,7 @@ class NodeLink:
             case Leave(code, text):
                 if code:
                     log.info("it came to this so: %s", told(self._session.transitions))
+                assert self._left is not None  # nothing happens before `run`
                 self._left.set_result((code, text))
 
     def _send(self, message: said.FromNode | bytes) -> None:

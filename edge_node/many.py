@@ -107,8 +107,7 @@ class SimulatedLink(link.NodeLink):
     def sever(self) -> None:
         """Be gone at once: what runs is lost, and it does not come back."""
         self._severed = True
-        left = getattr(self, "_left", None)
-        if left is not None and not left.done():
+        if (left := self._left) is not None and not left.done():
             left.set_result((1, ""))
 
     def _step(self, event: Any, *args: Any, **kwargs: Any) -> None:

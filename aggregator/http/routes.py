@@ -144,10 +144,9 @@ class Scraped:
         if member.state is NodeState.LOST:
             silent = time.monotonic() - member.heard
             raise Unavailable(f"node {name!r} is lost: silent for {silent:.0f} s")
-        body: bytes = getattr(member, "metrics", b"")
-        if not body:
+        if not member.metrics:
             raise Unavailable(f"node {name!r} has sent no metrics yet")
-        return _text(body, PLAIN)
+        return _text(member.metrics, PLAIN)
 
 
 class Page:

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
-from prometheus_client import Gauge
-
 from aggregator.fleet.membership import Membership
 from aggregator.http.routes import ServiceStatus
 from aggregator.http.troubles import troubles
@@ -127,12 +125,9 @@ class Snapshots:
 
 def certificate_days(metrics: Metrics, now: float) -> dict[str, float]:
     """Days left of each certificate the aggregator counts on, by name; of a node by the node's."""
-    gauge: Gauge | None = getattr(metrics, "certificate_expiry", None)  # there with TLS
-    if gauge is None:
-        return {}
     return {
         sample.labels["name"].removeprefix("node/"): (sample.value - now) / 86400.0
-        for family in gauge.collect()
+        for family in metrics.certificate_expiry.collect()
         for sample in family.samples
     }
 

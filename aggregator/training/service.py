@@ -114,5 +114,5 @@ class TrainingApi:
             return await self._runs.predict(request.run, request.version, request.best, request.ids)
 
 
-def _job(request: Any) -> str:
-    return str(getattr(request.any_job, "name", ""))
+def _job(request: jobs.StartRunRequest) -> str:
+    return "" if request.any_job is None else request.any_job.name

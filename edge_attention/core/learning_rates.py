@@ -123,8 +123,7 @@ def optimizer_at(optimizer: Optimizer, factor: float) -> Optimizer:
     if factor == 1.0:
         return optimizer
     # A rate of 0 is none that an optimizer takes.
-    lr = max(getattr(optimizer, "lr") * factor, LEAST_RATE)  # noqa: B009  # each has one of its own
-    return dataclasses.replace(optimizer, lr=lr)  # type: ignore[call-arg]
+    return dataclasses.replace(optimizer, lr=max(optimizer.lr * factor, LEAST_RATE))
 
 
 def from_config(name: str, /, **options: float) -> LearningRates:

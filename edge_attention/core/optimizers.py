@@ -51,6 +51,7 @@ class Optimizer(Configured, ABC):
 
     kind: ClassVar[str] = "optimizer"
     slots: ClassVar[tuple[str, ...]]  # of the state, one tensor each for every parameter
+    lr: float = option(1e-3, POSITIVE)
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -138,7 +139,6 @@ class SGD(Optimizer):
 
     name: ClassVar[str] = "sgd"
     slots: ClassVar[tuple[str, ...]] = ()
-    lr: float = option(1e-3, POSITIVE)
     weight_decay: float = option(0.0, NOT_NEGATIVE)
 
     def update(self, step: int, p: Array, g: Array, *slots: Array) -> tuple[Array, ...]:
@@ -155,7 +155,6 @@ class Momentum(Optimizer):
 
     name: ClassVar[str] = "momentum"
     slots: ClassVar[tuple[str, ...]] = ("m",)
-    lr: float = option(1e-3, POSITIVE)
     momentum: float = option(0.9, SHARE)
     nesterov: bool = option(False, SWITCH)
     weight_decay: float = option(0.0, NOT_NEGATIVE)
@@ -196,7 +195,6 @@ class Adam(Optimizer):
 
     name: ClassVar[str] = "adam"
     slots: ClassVar[tuple[str, ...]] = ("m", "v")
-    lr: float = option(1e-3, POSITIVE)
     beta1: float = option(0.9, SHARE)
     beta2: float = option(0.999, SHARE)
     eps: float = option(1e-8, EPSILON)

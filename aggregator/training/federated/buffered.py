@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from aggregator.training.federated.asker import Refused
 from aggregator.training.federated.collect import PATIENT_SECONDS, Collected, Collector, Divergence
 from aggregator.training.federated.updates import Update
 from aggregator.training.federated.work import Basis
@@ -142,7 +143,8 @@ class Buffer(Collector):
             put(lambda now: state.refused(node, reason, now))
         except EdgeAttentionError as error:
             reason = error.message
-            self._hopeless = self._hopeless or (reason if getattr(error, "hopeless", False) else "")
+            if isinstance(error, Refused) and error.hopeless:
+                self._hopeless = self._hopeless or reason
             log.warning("run %s: node %s failed: %s", self.run, node, reason)
             put(lambda now: state.failed(node, reason, now))
         except Exception as error:

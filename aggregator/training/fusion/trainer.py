@@ -216,8 +216,7 @@ class Trainer:
         return unevaluated(error.message, number, self._rate(number), last, self._remedy)
 
     def _rate(self, number: int) -> float:
-        rate: float = getattr(self._optimizer_at(max(number, 1)), "lr")  # noqa: B009  # each has one of its own
-        return rate
+        return self._optimizer_at(max(number, 1)).lr
 
     @property
     def _remedy(self) -> str:

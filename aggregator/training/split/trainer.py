@@ -316,8 +316,7 @@ class SplitTrainer:
 
 def _rate(job: SplitJob, versions: SplitVersions, number: int) -> float:
     """The learning rate of the step that version `number` came of."""
-    rate: float = getattr(versions.optimizer_at(max(number * job.local_steps, 1)), "lr")  # noqa: B009
-    return rate
+    return versions.optimizer_at(max(number * job.local_steps, 1)).lr
 
 
 def _remedy(job: SplitJob) -> str:

@@ -23,7 +23,8 @@ from aggregator.training.federated.updates import pieces
 from aggregator.training.split.plan import SplitPlan
 from edge_attention.core.combine import Mean
 from edge_attention.core.errors import InvalidTensor, NotFinite
-from edge_attention.core.learning_rates import from_config as schedule_from
+from edge_attention.core.learning_rates import factor_at
+from edge_attention.core.learning_rates import optimizer_at as scheduled
 from edge_attention.core.messages.training import SplitJob
 from edge_attention.core.optimizers import Optimizer
 from edge_attention.core.optimizers import from_config as optimizer_from
@@ -261,13 +262,7 @@ class SplitVersions:
 def optimizer_at(job: SplitJob, number: int) -> Optimizer:
     """With the learning rate of step `number` of all the run's, of a group's local ones."""
     optimizer = optimizer_from(job.optimizer.name, **job.optimizer.options)
-    rates = schedule_from(job.schedule.name, **job.schedule.options)
-    factor = rates.factor(number, job.rounds * job.local_steps)
-    # A rate of 0 is none that an optimizer takes.
-    if factor == 1.0:
-        return optimizer
-    lr = max(getattr(optimizer, "lr") * factor, 1e-30)  # noqa: B009  # each has one of its own
-    return optimizer_from(job.optimizer.name, **{**job.optimizer.options, "lr": lr})
+    return scheduled(optimizer, factor_at(job.schedule, number, job.rounds * job.local_steps))
 
 
 def state_specs(plan: SplitPlan, optimizer: Optimizer) -> dict[str, Spec]:
