@@ -17,7 +17,7 @@ import click
 
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
 from edge_attention.options import ADDRESS, BYTES, LOG_LEVELS, name_sources, read_secret, set_up
-from edge_node.options import JoinOptions, join_options
+from edge_node.options import REPLICA, JoinOptions, join_options
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +44,8 @@ way, the second leaves at once.
 @click.option(
     "--replica",
     type=click.IntRange(0),
-    help="This node's number among others of the same settings: it replaces {replica} in --name, --store, "
-    "--identity and --data.  [default: that in the container's name]",
+    help="This node's number among others of the same settings: it replaces "
+    f"{REPLICA} in --name, --store, --identity and --data.  [default: that in the container's name]",
 )
 @click.option(
     "--data",
@@ -151,7 +151,7 @@ def main(
     """
     set_up(log_level)
     suggested = ""
-    if any("{replica}" in str(text) for text in (name, store, join.identity, *data)):
+    if any(REPLICA in str(text) for text in (name, store, join.identity, *data)):
         from edge_node.replica import Replica  # which a node that is one of a kind spares
 
         try:

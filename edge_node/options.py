@@ -11,6 +11,9 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+REPLICA = "{replica}"
+"""Stands for a replica's number in --name, --store, --identity and --data."""
+
 
 @dataclass(frozen=True)
 class JoinOptions:

@@ -13,12 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_attention.core.errors import FailedPrecondition
-from edge_node.options import JoinOptions
+from edge_node.options import REPLICA, JoinOptions
 
 __all__ = ["Replica", "numbered"]
 
-PLACE = "{replica}"
-"""Stands for the number in --name, --store, --identity and --data."""
 ASKED_SECONDS = 10.0
 _NAME = re.compile(r"^\S+\s+\S*?[-_](\d+)\.\S+")
 
@@ -53,7 +51,7 @@ class Replica:
             FailedPrecondition: it is not known.
         """
         self.name, self.suggested = name, ""
-        if name is not None and PLACE in name:
+        if name is not None and REPLICA in name:
             self.name, self.suggested = None, numbered(name, number)
         self.store = None if store is None else Path(numbered(str(store), number))
         self.data = tuple(numbered(spec, number) for spec in data)
@@ -67,9 +65,9 @@ def numbered(text: str, number: int | None) -> str:
     Raises:
         FailedPrecondition: the text has a place and the number is not known.
     """
-    if PLACE not in text:
+    if REPLICA not in text:
         return text
-    return text.replace(PLACE, str(_container_number() if number is None else number))
+    return text.replace(REPLICA, str(_container_number() if number is None else number))
 
 
 def _container_number() -> int:
@@ -83,7 +81,7 @@ def _container_number() -> int:
         said, address = "", f"this host ({error})"
     if (found := _NAME.match(said)) is None:
         raise FailedPrecondition(
-            f"{PLACE} is a replica's number, and the network does not say which this is: of {address} it "
+            f"{REPLICA} is a replica's number, and the network does not say which this is: of {address} it "
             f"says {said.strip()!r}, which is no container's name that ends in a number; give --replica N"
         )
     return int(found[1])
