@@ -20,6 +20,7 @@ from click.core import ParameterSource
 
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.printable import shown
+from edge_attention.grpc_polling import poll_directly
 
 __all__ = [
     "ADDRESS",
@@ -225,6 +226,7 @@ def set_up(level: str) -> None:
     each (time, level, message); few free bytes kept."""
     # What fails is said in our words; gRPC's own would come beside them, at every try.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    poll_directly()
     # What is kept is for this user; where a group is to read something, its mode is set.
     os.umask(0o077)
     # glibc gives every thread a heap of its own, and each keeps what was freed there. Other C libraries
