@@ -45,6 +45,7 @@ from edge_attention.graphs.axes.batch_rows import rows_meet
 from edge_attention.graphs.axes.costs import model_costs
 from edge_attention.graphs.axes.cut import analyse, cut, cuts_no_layer, shared_ranges, sizes_of
 from edge_attention.graphs.axes.folder import write_cut
+from edge_attention.graphs.axes.jumps import exact_only
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.axes.narrow import layer_bytes, narrow_places
@@ -222,7 +223,7 @@ def _sessions(model: OpenModel, plan: CutPlan, folder: Path) -> tuple[str, str]:
 
 def _with_decoder(planned: PlannedParts, files: list[Path], folder: Path) -> PlannedParts:
     """The same with the decoder beside it, for the same nodes. Raises where that cannot be served."""
-    if planned.lacking:
+    if planned.coverage < 1:
         raise FailedPrecondition(
             f"the encoder's parts do not do all of it ({planned.lacking}), and its decoder would take what "
             "they make for all: give a plan of the whole encoder"
@@ -323,7 +324,8 @@ def _layer_seconds(axes: Axes, request: CutRequest) -> dict[str, LayerSeconds]:
 
 def _chosen(axes: Axes, request: CutRequest) -> tuple[CutPlan, Holders, tuple[ConsideredPlan, ...], str]:
     """What the planner finds best; who holds what; what it did not take; why, in a sentence."""
-    choice = choice_of_nodes(model_costs(axes), request)
+    costs = exact_only(model_costs(axes), axes, PlanWanted(halves=request.halves))
+    choice = choice_of_nodes(costs, request)
     if choice.chosen is None:
         raise ResourceExhausted(choice.says)
     plan, holders = choice.chosen.plan, choice.chosen.boxes

@@ -66,6 +66,7 @@ function card(key, model, state) {
     // What has become of its plan since: planned anew, when and why.
     model.notes.length ? h("ul", { class: "notes soft small" }, model.notes.map((note) => h("li", {}, `${note[0].toUpperCase()}${note.slice(1).replace(/\.$/, "")}.`))) : null,
     model.coverage < 1 ? h("p", { class: "failed" }, `The parts do ${percent(model.coverage)} of the model: ${model.lacking}`) : null,
+    model.coverage === 1 && model.lacking ? h("p", {}, `Not exact: ${model.lacking}`) : null,
     h("dl", { class: "figures" },
       figure("requests", count(model.requests)),
       model.rates.requests ? figure("requests now", rate(model.rates.requests)) : null,

@@ -304,6 +304,8 @@ def print_model(model: DeployedModel) -> None:
         say(f"  ready for {'; '.join(model.shapes)}")
     if model.coverage < 1:
         say(f"  NOT WHOLE: the parts do {model.coverage:.1%} of the model; lacking: {model.lacking}")
+    elif model.lacking:
+        say(f"  NOT EXACT: {model.lacking}")
     if model.batching:
         say(f"  batches {model.batching}")
     for note in model.notes:

@@ -51,7 +51,8 @@ class ModelResult(Mapping[str, Array]):
 
     Attributes:
         outputs: by name, read-only.
-        exact: it is the whole model's answer, to rounding in its own types: not of a deployment with halves.
+        exact: it is the whole model's answer, to rounding in its own types: not of a deployment with halves,
+            nor of a file that itself rounds what a plan's parts add up; `lacking` says why.
         coverage: the share of the model that it stands on, with `lacking` saying in words what is not in it.
         version: of the deployment that answered.
         seconds: by stage at the aggregator, and the whole call seen from here as `client`.
@@ -76,7 +77,9 @@ class ModelResult(Mapping[str, Array]):
     def __repr__(self) -> str:
         """A few lines; no numbers of arrays, but their forms."""
         outputs = ", ".join(f"{name} {form(array)}" for name, array in self.outputs.items())
-        said = "exact" if self.exact else f"stands on {self.coverage:.1%} of the model, lacks {self.lacking}"
+        said = "exact" if self.exact else f"not exact: {self.lacking}"
+        if self.coverage < 1:
+            said = f"stands on {self.coverage:.1%} of the model, lacks {self.lacking}"
         lines = [f"ModelResult: {outputs}", f"  {said}; version {self.version}"]
         if self.seconds:
             lines.append(

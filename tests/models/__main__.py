@@ -4,13 +4,15 @@ FOLDER has the files that `python -m tools.exports` writes, and whatever else is
 largest error, relative to the largest value, over 2, 3 and 5 parts of unequal size and two lengths, and what
 share of the arithmetic the busiest of 5 parts does; or why the plan is refused. Rows are kept in FOLDER's
 tried.json, where those of files not tried this time stay; `--write` puts the table of all into
-docs/models.md. Fails where an answer is off by more than 1e-5, or by anything in an int8 model.
+docs/models.md. Fails where an answer is off by more than 1e-5 and does not say so, or by anything in an int8
+model.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 import traceback
@@ -149,6 +151,15 @@ def worst(found: Sequence[Tried]) -> Tried:
     return worst if worst.error is None else replace(worst, share=min(one.share for one in found))
 
 
+def _exact(cell: Tried) -> bool:
+    return cell.error is not None and not cell.fault and not cell.why
+
+
+def _kind(why: str) -> str:
+    """A reason without the name of the node it is of, so that files alike have one."""
+    return re.sub(r"'[^']*' ", "", why)
+
+
 def table(rows: Sequence[Row]) -> str:
     """In Markdown; reasons of refusals below it."""
     reasons: dict[str, int] = {}
@@ -159,18 +170,17 @@ def table(rows: Sequence[Row]) -> str:
             cell = one.cells[name]
             if cell.error is not None:
                 said = f"{cell.said}, {cell.share:.0%}" if name != "replicate" else cell.said
-                shown.append(said if not cell.fault else f"**{said}**")
+                said = said if not cell.fault else f"**{said}**"
             else:
-                number = reasons.setdefault(cell.why, len(reasons) + 1)
-                shown.append(f"{'**fault**' if cell.fault else 'no'} ({number})")
+                said = "**fault**" if cell.fault else "no"
+            if cell.why:
+                said += f" ({reasons.setdefault(_kind(cell.why), len(reasons) + 1)})"
+            shown.append(said)
         tried = "" if one.parts == tuple(SHARES) else f" (of {', '.join(map(str, one.parts))})"
         lines.append(f"| {one.name}{tried} | {one.megabytes:.1f} | {' | '.join(shown)} |")
     lines.append("")
     lines += [f"{number}. {why}" for why, number in reasons.items()]
-    counts = ", ".join(
-        f"{name} {sum(one.cells[name].error is not None and not one.cells[name].fault for one in rows)}"
-        for name in PLANS
-    )
+    counts = ", ".join(f"{name} {sum(_exact(one.cells[name]) for one in rows)}" for name in PLANS)
     return "\n".join([*lines, "", f"Exact, of {len(rows)} models: {counts}.", ""])
 
 

@@ -171,7 +171,8 @@ class Schedule:
         graphs: name -> SHA-256 of the file, by which a node knows it.
         constants: name -> which array it is; nodes store each once.
         coverage: 1 if the parts together do all of the model; less for a plan that leaves some of it out, as
-            a share of it, with `lacking` saying in words what is left out.
+            a share of it.
+        lacking: in words, why its answers are not exact: what is left out, or rounded; empty: they are.
     """
 
     parts: int

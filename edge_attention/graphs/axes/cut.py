@@ -18,6 +18,7 @@ from edge_attention.graphs.axes.emit import Emitted, emit
 from edge_attention.graphs.axes.folder import write_cut
 from edge_attention.graphs.axes.forms import StageCut
 from edge_attention.graphs.axes.halving import in_halves
+from edge_attention.graphs.axes.jumps import jumps
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.axes.narrow import narrow_places
@@ -84,6 +85,8 @@ def cut(axes: Axes, plan: CutPlan, known: bool = False, attention: bool = False)
         partitioner.stock.dims,
     )
     coverage, lacking = _coverage(axes, stages)
+    if not cuts_no_layer(plan):
+        lacking = "; ".join(filter(None, (lacking, jumps(axes))))
     schedule = replace(emitted.schedule, coverage=coverage, lacking=lacking)
     schedule.check()
     made = replace(emitted, schedule=schedule)

@@ -24,6 +24,7 @@ from edge_attention.core.schedule.schedule import TensorForm, Weight
 from edge_attention.graphs.axes.costs import model_costs
 from edge_attention.graphs.axes.cut import cut
 from edge_attention.graphs.axes.emit import Emitted
+from edge_attention.graphs.axes.jumps import exact_only
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel
 from edge_attention.graphs.axes.work import schedule_work
@@ -47,9 +48,10 @@ def plan_model(
 ) -> Choice:
     """The choice for a bound model; as `choose`, its first candidates predicted from their schedules.
 
-    A candidate that the model cannot be cut by after all is among the rejected with its reason.
+    A candidate that the model cannot be cut by after all is among the rejected with its reason. One that
+    would not be exact is none, unless `wanted` names its family or halves.
     """
-    costs = model_costs(axes)
+    costs = exact_only(model_costs(axes), axes, wanted)
     choice = choose(costs, boxes, links, wanted)
     plans = [plan for plan in (choice.chosen, choice.one_box, *choice.rejected) if plan is not None]
     plans = [plan for n, plan in enumerate(plans) if plan not in plans[:n]]

@@ -38,7 +38,7 @@ class Tried:
 
     Attributes:
         error: the largest of an output, relative to its largest value; None: there is no answer.
-        why: there is none.
+        why: there is none; or it is not exact, as the answer itself says.
         fault: it is no refusal but a fault of the cut.
         share: of the model's arithmetic that the part with most of it does: 1 where all do everything.
     """
@@ -118,7 +118,8 @@ def try_plan(
         return Tried(None, f"it covers {schedule.coverage:.0%}: {schedule.lacking}", True)
     worst = max(relative(ran.results[name], one) for name, one in expected.items())
     whole = work_of(axes.bound.nodes, axes.bound.specs).flops
-    return Tried(worst, "", not worst < 1e-5, runs.most_work() / whole)
+    fault = not worst < 1e-5 and not schedule.lacking
+    return Tried(worst, schedule.lacking, fault, runs.most_work() / whole)
 
 
 class _Counting(InProcess):

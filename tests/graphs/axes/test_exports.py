@@ -39,8 +39,8 @@ SHARED_LESS = {
 }
 
 
-OPEN = {("llama_genai_int4", plan) for plan in PLANS if "tokens" in plan}
-"""Products that round activations to int8 make 1e-2 of a difference of 1e-7: exact or not as it happens."""
+ROUNDED = {("llama_genai_int4", plan) for plan in PLANS if plan not in ("replicate", "layers")}
+"""Products that round activations to int8 make 1e-2 of a difference of 1e-7: the answers say so."""
 
 CASES = [(name, plan, 0) for name in NAMES for plan in PLANS]
 CASES += [(name, plan, 1) for name in NAMES for plan in ("tokens, gather", "heads")]
@@ -69,11 +69,14 @@ def test_there_are_exports_of_every_kind() -> None:
 
 @pytest.mark.parametrize(("name", "plan", "length"), CASES)
 def test_parts_together_answer_what_the_whole_does(name: str, plan: str, length: int) -> None:
-    if (name, plan) in OPEN:
-        pytest.xfail("its own rounding is larger than what a test can hold it to")
     one = bound(name, length)
     found = try_plan(one.model, one.axes, plan_of(plan, one.axes, PARTS), one.feeds, one.expected)
     assert found.error is not None, found.why
+    if (name, plan) in ROUNDED:
+        assert "rounds activations to int8" in found.why
+        assert found.error < 0.1
+        return
+    assert not found.why
     # A merge is of attention, which is float32 in these models.
     assert found.error <= (0 if "int8" in name and plan != "tokens, merge" else 1e-5)
     if plan != "replicate":
