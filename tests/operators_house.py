@@ -75,7 +75,7 @@ def connects(address, authorities):
     dial = Dial(address, authorities=authorities)
     with dial.channel() as channel:
         try:
-            channel.unary_unary("/a/b", None, None)(b"", timeout=10)
+            channel.unary_unary("/a/b", None, None)(b"", timeout=120)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 return None

@@ -49,7 +49,7 @@ ours = [m for n, m in sys.modules.items() if n.partition('.')[0] in ('edge_node'
 print(*(m.__file__ for m in ours if m.__file__))
 print(next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmRSS')) // 1000)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     files, megabytes = done.stdout.splitlines()
     return [Path(file) for file in files.split()], int(megabytes)
@@ -349,7 +349,7 @@ def test_nobody_reads_sentences():
 def loaded_by(module: str) -> set[str]:
     """Top-level modules and ours that a fresh interpreter has after importing `module`."""
     code = f"import sys, {module}; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
 
@@ -379,7 +379,7 @@ def test_make_passes_on_what_was_given_and_nothing_of_its_own(given, said):
     of_make = {"MAKEFLAGS", "MAKELEVEL", "HOW"}
     outside = {name: value for name, value in os.environ.items() if name not in of_make}
     command = ["make", "--dry-run", "test-arm64", *given]
-    done = subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines()[-1].endswith(said), done
 
 

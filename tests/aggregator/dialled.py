@@ -29,7 +29,7 @@ async def node(port, name):
     link = NodeLink(Dial(f"127.0.0.1:{port}"), name, LocalNode(Store(1 << 20), {}, Releases()), Runtime())
     task = asyncio.create_task(link.run())
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while not link.registered():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         yield

@@ -184,6 +184,6 @@ def digests(instructions):
 
 async def until(condition):
     """Let the loop turn until `condition()` holds."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.001)

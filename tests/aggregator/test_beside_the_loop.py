@@ -192,7 +192,7 @@ def test_who_goes_away_meanwhile_leaves_a_context_made_or_dropped_and_its_nodes_
         await until(lambda: not box.node.store.sequences())
 
     with House() as house:
-        asyncio.run(asyncio.wait_for(scenario(house), 60))
+        asyncio.run(asyncio.wait_for(scenario(house), 180))
 
 
 def test_a_run_s_end_is_written_down_by_a_thread_before_anybody_hears_of_it(tmp_path, by_loop, monkeypatch):

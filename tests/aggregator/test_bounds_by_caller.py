@@ -514,7 +514,7 @@ def test_requests_in_memory_and_calls_under_way():
         await b.appender.append("c", "", *tokens(4))
         queries = np.zeros((3, 2, 4), np.float32)
         box.mute = True
-        request = AttendRequest("c", queries, deadline_seconds=0.3)
+        request = AttendRequest("c", queries, deadline_seconds=2.0)
         held = asyncio.create_task(b.attention.attend(request, ME))
         await until(lambda: b.budgets[bounds.REQUEST_BYTES].used)
         with pytest.raises(Overloaded, match="bound request-bytes"):

@@ -167,7 +167,7 @@ def test_a_combine_that_needs_a_node_that_is_away_waits_for_it(monkeypatch):
 
     def slow(self, record):
         begun.set()
-        assert go_on.wait(20)
+        assert go_on.wait(180)
         begin(self, record)
 
     monkeypatch.setattr(Versions, "begin", slow)
@@ -230,7 +230,7 @@ def test_a_run_whose_nodes_are_quarantined_ends_at_once_and_says_why():
         "it would end so again"
     )
     assert "start it anew" in advised
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 500
 
 
 # What nodes keep
@@ -338,7 +338,7 @@ def test_a_run_stopped_twice_while_it_commits_has_that_commit_once_and_goes_on(m
     def slow(self, current, *rest):
         if current.version == 1:
             begun.set()
-            assert go_on.wait(20)
+            assert go_on.wait(180)
         return commit(self, current, *rest)
 
     monkeypatch.setattr(Versions, "commit", slow)
@@ -370,7 +370,7 @@ def test_a_stop_whose_caller_goes_away_still_stops_and_watchers_hear_of_it(monke
 
     def slow(self, *given):
         begun.set()
-        assert go_on.wait(20)
+        assert go_on.wait(180)
         return commit(self, *given)
 
     monkeypatch.setattr(Versions, "commit", slow)

@@ -200,7 +200,7 @@ def test_trouble_of_a_nodes_own_is_retried_said_and_given_up_in_the_end():
     said = set()
 
     async def scenario(house):
-        run, boxes = await started(house, patience_seconds=0.6)
+        run, boxes = await started(house, patience_seconds=3.0)
         await until(lambda: house.runs.describe(run).version >= 1)
         boxes["b"].node.store.limit = 100
         async for event in house.runs.watch(run, 0):

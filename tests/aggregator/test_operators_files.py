@@ -99,7 +99,7 @@ def test_certificates_that_do_not_end_are_looked_for_in_a_time_like_the_file_s_l
     began = time.process_time()
     assert "certificate 3 of 50002" in files.refused(pki.pem(LEAF, MIDDLE) + many[0], LEAF.key_pem(), [ROOT])
     assert "no private key" in files.refused([LEAF, MIDDLE], many[1], [ROOT])
-    assert time.process_time() - began < 20, "minutes, if each looked to the file's end"
+    assert time.process_time() - began < 60, "minutes, if each looked to the file's end"
 
 
 def text_around(data):

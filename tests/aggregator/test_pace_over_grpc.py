@@ -26,7 +26,7 @@ def test_nodes_follow_what_the_fleets_size_asks_for(monkeypatch):
     monkeypatch.setattr(session.Session, "_beat", noted)
 
     async def all_follow(seconds, *names):
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while {followed.get(name) for name in names} != {seconds}:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 

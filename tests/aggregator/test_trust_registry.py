@@ -235,13 +235,13 @@ def test_reading_does_not_wait_for_who_writes(registry, tmp_path):
     def write():
         with registry._mutex:  # as long as it waits for the lock, and longer
             waiting.set()
-            done.wait(30)
+            done.wait(180)
 
     done = threading.Event()
     thread = threading.Thread(target=write)
     thread.start()
     try:
-        assert waiting.wait(10)
+        assert waiting.wait(180)
         assert registry.access(made, 200.0).role == "viewer"
         assert registry.revocations() == 0
         with pytest.raises(Revoked, match="not known here"):  # a stranger waits for nothing

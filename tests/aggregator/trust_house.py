@@ -63,7 +63,7 @@ class TrustHouse:
             try:
                 call = channel.unary_unary(method.path, None, None)
                 return method.response.decode(
-                    call(method.request.encode(request), metadata=metadata, timeout=30)
+                    call(method.request.encode(request), metadata=metadata, timeout=180)
                 )
             except grpc.RpcError as error:
                 raise from_rpc(error, "the house") from None

@@ -46,7 +46,7 @@ def as_image(folder: Path) -> None:
             words = ["--detach", "--name", NODE, "--env", f"EDGE_NODE_JOIN_TOKEN={host.join_token}"]
             run([*shell, *words, IMAGE, "--aggregator", host.address, *FLAGS], env=docker.env)
             try:
-                answer.must_answer(host, NODE, 180)
+                answer.must_answer(host, NODE, 900)
                 docker.docker("stop", "--time=60", NODE, deadline=90)
                 code = docker.docker("inspect", "--format", "{{.State.ExitCode}}", NODE).strip()
                 if code != "0":
@@ -79,7 +79,7 @@ def as_process(folder: Path) -> None:
             str(folder / "store"),
         ]
         with answer.process([*python, "-c", start, *words, *FLAGS], folder, env):
-            answer.must_answer(host, NODE, 120)
+            answer.must_answer(host, NODE, 900)
 
 
 def as_wheels(folder: Path) -> None:

@@ -92,7 +92,7 @@ def process(command: list[str], folder: Path, env: dict[str, str]) -> Iterator[N
     try:
         yield
         child.terminate()
-        code = child.wait(60)
+        code = child.wait(300)
         if code or "left" not in log.read_text():
             raise Failed(f"after SIGTERM the node ended with {code}")
     except BaseException:
@@ -101,7 +101,7 @@ def process(command: list[str], folder: Path, env: dict[str, str]) -> Iterator[N
     finally:
         if child.poll() is None:
             child.kill()
-            child.wait(10)
+            child.wait(60)
 
 
 def machine_of(command: list[str], env: dict[str, str] | None = None) -> str:

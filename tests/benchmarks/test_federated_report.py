@@ -130,7 +130,7 @@ def test_a_relay_counts_what_passes_both_ways() -> None:
         relay = Relay(f"127.0.0.1:{server.getsockname()[1]}")
         before = loopback_bytes()
         host, port = relay.address.split(":")
-        with socket.create_connection((host, int(port)), timeout=20) as client:
+        with socket.create_connection((host, int(port)), timeout=180) as client:
             client.sendall(b"a" * 1000)
             received = b""
             while len(received) < 2000:

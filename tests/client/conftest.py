@@ -23,5 +23,5 @@ def address(fake):
 
 @pytest.fixture
 def client(address):
-    with Client(address, timeout=20, patience=5) as client:
+    with Client(address, timeout=120, patience=5) as client:
         yield client

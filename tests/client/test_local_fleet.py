@@ -31,7 +31,7 @@ def fleet(monkeypatch):
         yield fleet
 
 
-def gone(pid, seconds=20.0):
+def gone(pid, seconds=120.0):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
@@ -89,7 +89,7 @@ def test_a_child_that_ignores_the_signal_is_killed(fleet):
 def test_children_end_with_a_parent_that_is_killed():
     code = START + (
         "import time\nfleet = LocalFleet(); fleet.start_aggregator(); fleet.start_node('a')\n"
-        "print(*(c.pid for c in fleet.children.values()), flush=True); time.sleep(60)"
+        "print(*(c.pid for c in fleet.children.values()), flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     pids = list(map(int, parent.stdout.readline().split()))
@@ -116,7 +116,7 @@ def test_up_stops_all_and_exits_zero(number):
     told = json.loads(process.stdout.readline())
     assert [child["name"] for child in told["children"]] == ["aggregator", "node-1", "node-2"]
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "")
     assert all(gone(child["pid"]) for child in told["children"])
 
@@ -130,7 +130,7 @@ def test_a_signal_at_any_moment_of_a_wait_is_only_noted():
         "while count < 20_000:\n    stop.wait(0)\n"
         "signal.setitimer(signal.ITIMER_REAL, 0); print(stop.asked)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
@@ -141,7 +141,7 @@ def test_up_goes_on_without_a_node_but_not_without_the_aggregator():
     os.kill(pids["node-1"], signal.SIGKILL)
     assert "node-1 ended with exit code -9" in process.stderr.readline()
     os.kill(pids["aggregator"], signal.SIGKILL)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "aggregator ended with exit code -9" in err
     assert "Traceback" not in err

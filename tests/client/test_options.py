@@ -100,7 +100,7 @@ def test_a_variable_that_sets_nothing_is_named_with_the_one_that_may_be_meant():
 def test_a_daemon_warns_of_such_a_variable():
     environment = {**os.environ, "EDGE_NODE_THREDS": "2", "EDGE_NODE_DATA": "nowhere"}
     code = [sys.executable, "-c", "from edge_node.main import main; main()"]
-    done = subprocess.run(code, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(code, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert "variable EDGE_NODE_THREDS sets no option; is EDGE_NODE_THREADS meant?" in done.stderr
 

@@ -36,7 +36,7 @@ def busy(name, times, retry_after=0.05):
     return fake, left
 
 
-@pytest.mark.parametrize("deadline", [None, 20.0])
+@pytest.mark.parametrize("deadline", [None, 120.0])
 def test_an_attend_is_asked_again_within_its_deadline(deadline):
     fake, left = busy("Attend", 3)
     with serving(fake) as address, Client(address) as client:
@@ -51,9 +51,9 @@ def test_what_is_left_of_the_deadline_is_all_the_server_gets():
     with serving(fake) as address, Client(address) as client:
         context = client.create_context("c", **SPEC)
         context.append(KEYS, KEYS)
-        context.attend(QUERIES, deadline=20.0)
+        context.attend(QUERIES, deadline=120.0)
     (deadline,) = [call[-1] for call in fake.calls if call[0] == "attend"]
-    assert deadline < 20.0 - 2 * 0.75 * 0.2
+    assert deadline < 120.0 - 2 * 0.75 * 0.2
 
 
 def test_it_is_not_waited_for_past_the_deadline():

@@ -44,7 +44,7 @@ def compose_command() -> list[str] | None:
     """`docker compose` (v2) where there is one, else Debian's `docker-compose` (v1)."""
     for command in (["docker", "compose"], ["docker-compose"]):
         if shutil.which(command[0]):
-            done = subprocess.run([*command, "version"], capture_output=True, timeout=30)
+            done = subprocess.run([*command, "version"], capture_output=True, timeout=120)
             if done.returncode == 0:
                 return command
     return None
@@ -114,7 +114,7 @@ class Engine:
                 raise Unavailable(f"dockerd ended with {process.returncode}, after it said\n{said}")
             return self.docker("info", "--format", "{{.Driver}} {{.ServerVersion}}", deadline=10).strip()
 
-        driver, version = wait_for("the engine to answer", answers, 60).split()[-2:]
+        driver, version = wait_for("the engine to answer", answers, 600).split()[-2:]
         say(f"engine {version} runs in {self.folder} (storage: {driver}, process {process.pid})")
 
     def docker(self, *words: str | Path, deadline: float = 120, check: bool = True) -> str:
@@ -133,12 +133,12 @@ class Engine:
                     self.docker("kill", *left, deadline=30)
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(40)
+                process.wait(120)
             except subprocess.TimeoutExpired:
                 say(f"the engine did not end within 40 s; killing process {process.pid} and what it started")
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                process.wait(10)
+                process.wait(60)
         for _ in range(3):
             self._unmount()
             shutil.rmtree(self.folder, ignore_errors=True)

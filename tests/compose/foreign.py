@@ -87,7 +87,7 @@ def main(node: str, dataset: str, column: str) -> dict[str, Any]:
         before = context.attend(asked, deadline=60)
         other = client.create_context(f"killed-{tried}", **spec)
         try:
-            other.append_dataset(node, dataset, kills(), {"x": column}, timeout=60)
+            other.append_dataset(node, dataset, kills(), {"x": column}, timeout=240)
             error = ""
         except EdgeAttentionError as raised:
             error = f"{type(raised).__name__}: {raised.message}"

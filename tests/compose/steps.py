@@ -113,7 +113,7 @@ def up(world: World) -> None:
     """`docker compose up`: aggregator, three nodes, Prometheus; all healthy"""
     world.run_document("up")
     healthy(world.fleet, "aggregator", "edge-node", "prometheus")
-    wait_for("three nodes", lambda: len(world.ready()) == 3, 60)
+    wait_for("three nodes", lambda: len(world.ready()) == 3, 600)
     world.names = sorted(world.nodes())
     called = {
         f"edge-node-{world.number_of(container)}": world.name_of(container)
@@ -132,7 +132,7 @@ def healthy(project: Project, *services: str) -> None:
             raise Failed(f"they are {states}")
         return True
 
-    wait_for("every container to be healthy", found, 180)
+    wait_for("every container to be healthy", found, 600)
 
 
 def confined(world: World) -> None:
@@ -213,7 +213,7 @@ def scraped(world: World) -> None:
             raise Failed(f"up: {sorted(good)}; {world.prometheus.errors()}")
         return True
 
-    wait_for("Prometheus to scrape all of them", found, 90)
+    wait_for("Prometheus to scrape all of them", found, 600)
     need("alert rules are loaded", "EdgeNodeLost" in world.prometheus.rules(), world.prometheus.rules())
 
 
@@ -238,7 +238,7 @@ def trained(world: World) -> None:
     world.fleet.env["NODE_ALLOW_RELEASE"] = " ".join([*releases, "attention"])
     say("  the nodes' containers are made anew, with data; names and volumes stay")
     world.fleet("up", "-d")
-    wait_for("the three nodes, under the same names", lambda: world.ready() == world.names, 90)
+    wait_for("the three nodes, under the same names", lambda: world.ready() == world.names, 600)
     say(f"  {world.client('train', *world.names)}")
 
 
@@ -277,7 +277,7 @@ def upgraded(world: World) -> None:
     ):
         for words in steps:
             world.fleet(*words, deadline=180)
-        wait_for(f"the three nodes after {what}", lambda: world.ready() == world.names, 120)
+        wait_for(f"the three nodes after {what}", lambda: world.ready() == world.names, 600)
         figures = world.client("attend", "memory")
         exact = figures["exact"] and len(figures["mass"]) == 3
         need(f"exact, over the same three, after {what}", exact, figures)
@@ -294,14 +294,14 @@ def fourth(world: World) -> None:
     world.run_document("token")
     began = time.monotonic()
     world.run_document("box")
-    wait_for("the fourth node to be ready", lambda: len(world.ready()) == 4, 120, every=0.2)
+    wait_for("the fourth node to be ready", lambda: len(world.ready()) == 4, 600, every=0.2)
     say(f"  ready {time.monotonic() - began:.1f} s after the box's first command")
     new = sorted(set(world.ready()) - set(world.names))
     need("it has the name of its token", new == ["loft"], new)
     printed = world.fleet.execute("aggregator", "edge-attention", "nodes")
     need("the operator sees it", "loft" in printed, printed)
     targets = world.prometheus.targets
-    wait_for("Prometheus to find it", lambda: targets().get(("edge-attention-nodes", "loft")) == "up", 90)
+    wait_for("Prometheus to find it", lambda: targets().get(("edge-attention-nodes", "loft")) == "up", 600)
     world.run_document("see")
 
 
@@ -315,7 +315,7 @@ def panels(world: World) -> None:
     need("all four nodes answer", len(figures["mass"]) == 4, figures)
     say(f"  {figures}")
     program = ROOT / "tests" / "deploy" / "panels.py"
-    printed = run([sys.executable, program, world.prometheus.url, "--wait", "120"], deadline=240, cwd=ROOT)
+    printed = run([sys.executable, program, world.prometheus.url, "--wait", "600"], deadline=700, cwd=ROOT)
     say("  " + printed.rstrip().splitlines()[-1])
 
 
@@ -325,18 +325,18 @@ def lost(world: World) -> None:
     name = world.name_of(victim)
     world.engine.docker("kill", victim)
     up_now = f'edge_attention_aggregator_node_up{{node="{name}"}}'
-    wait_for("the node to be lost in the metrics", lambda: world.prometheus.query(up_now)[0][1] == 0, 60)
+    wait_for("the node to be lost in the metrics", lambda: world.prometheus.query(up_now)[0][1] == 0, 600)
     figures = world.client("attend", "memory")
     need("the answer is partial, and says so", not figures["exact"] and 0 < figures["covered"] < 1, figures)
     say(f"  without it: {figures}")
     alert = ("EdgeNodeLost", name)
-    wait_for("EdgeNodeLost to fire", lambda: world.prometheus.alerts().get(alert) == "firing", 180)
+    wait_for("EdgeNodeLost to fire", lambda: world.prometheus.alerts().get(alert) == "firing", 600)
     world.engine.docker("start", victim)
-    wait_for("the node to be back", lambda: name in world.ready(), 60)
+    wait_for("the node to be back", lambda: name in world.ready(), 600)
     figures = world.client("attend", "memory")
     need("the answer is exact again", figures["exact"], figures)
     say(f"  with it again: {figures}")
-    wait_for("EdgeNodeLost to end", lambda: alert not in world.prometheus.alerts(), 90)
+    wait_for("EdgeNodeLost to end", lambda: alert not in world.prometheus.alerts(), 600)
 
 
 def drained(world: World) -> None:
@@ -372,7 +372,7 @@ def own_certificates(world: World) -> None:
         need("the HTTP port shows the operator's certificate", status == 200, status)
         found = Prometheus(ports["PROMETHEUS_PORT"])
         target = ("edge-attention-aggregator", "aggregator:9464")
-        wait_for("Prometheus to scrape it", lambda: found.targets().get(target) == "up", 60)
+        wait_for("Prometheus to scrape it", lambda: found.targets().get(target) == "up", 600)
         left = own.execute("aggregator", "find", "/run/edge-attention", "-type", "f").split()
         need("nothing is handed over in the trust volumes", not left, left)
     except Failed as error:

@@ -107,7 +107,7 @@ class Prometheus:
     def _get(self, path: str, parameters: Mapping[str, object]) -> Any:
         url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
-            with urllib.request.urlopen(url, timeout=30) as answer:
+            with urllib.request.urlopen(url, timeout=120) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             text = error.read().decode(errors="replace")

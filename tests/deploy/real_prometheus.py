@@ -70,7 +70,7 @@ class RunningPrometheus(Prometheus):
 
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(120)
 
     def now(self, expr: str) -> dict[str, float]:
         """The vector `expr` is now: labels as text -> value."""
@@ -85,11 +85,11 @@ class RunningPrometheus(Prometheus):
         """What it scrapes, with the error of the last scrape."""
         return list(self._get("targets", {"state": "active"})["activeTargets"])
 
-    def until(self, expr: str, seconds: float = 90.0) -> dict[str, float]:
+    def until(self, expr: str, seconds: float = 300.0) -> dict[str, float]:
         """Wait until `expr` has a result; the result."""
         return self._until(lambda: self.now(expr), expr, seconds)
 
-    def _until(self, condition, what, seconds=60.0):
+    def _until(self, condition, what, seconds=300.0):
         end = time.monotonic() + seconds
         while not (found := condition()):
             assert self.process.poll() is None, "prometheus ended:\n" + "".join(self._lines[-20:])

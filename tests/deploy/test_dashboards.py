@@ -21,7 +21,7 @@ each = pytest.mark.parametrize("board", BOARDS.values(), ids=list(BOARDS))
 
 def build(*arguments):
     command = [sys.executable, "-m", "deploy.grafana.build", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")

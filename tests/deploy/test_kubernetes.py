@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 @functools.cache
 def _build(folder):
     command = ["kustomize", "build"] if shutil.which("kustomize") else ["kubectl", "kustomize"]
-    done = subprocess.run([*command, str(FOLDER / folder)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, str(FOLDER / folder)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr  # deprecations
     return list(yaml.safe_load_all(done.stdout))

@@ -90,7 +90,7 @@ class Browser:
     def count(self, selector):
         return self.run("return document.querySelectorAll(arguments[0]).length", selector)
 
-    def wait(self, pattern, selector="body", seconds=60):
+    def wait(self, pattern, selector="body", seconds=180):
         """Until what is shown there matches; the match."""
         return until(
             lambda: re.search(pattern, self.text(selector), re.S),
@@ -98,7 +98,7 @@ class Browser:
             seconds,
         )
 
-    def wait_for(self, selector, seconds=60):
+    def wait_for(self, selector, seconds=180):
         until(lambda: self.count(selector), f"an element {selector!r}", seconds)
 
     def press(self, *keys):

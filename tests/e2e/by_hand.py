@@ -15,9 +15,11 @@ from edge_node.prepared import Prepared
 
 
 class HandNode:
-    """Registered as `name`; grants credit. `received` holds what came, in order; of a call the program."""
+    """Registered as `name`; grants credit, and beats by itself.
 
-    def __init__(self, address, name, *, first=None, credit=True):
+    `received` holds what came, in order; of a call the program."""
+
+    def __init__(self, address, name, *, first=None, credit=True, beats=True):
         self.name = name
         self._outgoing: queue.Queue = queue.Queue()
         self._prepared: dict[bytes, Prepared] = {}
@@ -28,19 +30,22 @@ class HandNode:
         self.error: grpc.RpcError | None = None
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self._ended = threading.Event()
+        self._over = threading.Event()
         if first is None:
             self.session = self.next(Registered).session
             if credit:
                 self.send(Credit(1 << 26, 1 << 10))
+            if beats:
+                threading.Thread(target=self._beat, daemon=True).start()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
+        self._over.set()
         self._call.cancel()
         self._outgoing.put(None)
-        self._reader.join(10)
+        self._reader.join(60)
         self._channel.close()
 
     def send(self, message):
@@ -49,13 +54,17 @@ class HandNode:
     def beat(self):
         self.send(Heartbeat(1, 0, 0))
 
-    def next(self, kind, seconds=15):
+    def _beat(self):
+        while self._reader.is_alive() and not self._over.wait(0.5):
+            self.beat()
+
+    def next(self, kind, seconds=120):
         """The next message of `kind`; others are passed over."""
         while not isinstance(message := self.received.get(timeout=seconds), kind):
             pass
         return message
 
-    def ended(self, seconds=20):
+    def ended(self, seconds=120):
         """How the aggregator ended the stream."""
         self._reader.join(seconds)
         assert not self._reader.is_alive(), "the stream goes on"

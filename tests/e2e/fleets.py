@@ -62,7 +62,7 @@ def certified(answer, asked, keys, values):
     return error
 
 
-def until(condition, what="it", seconds=30.0):
+def until(condition, what="it", seconds=120.0):
     """Wait for `condition()`; its value."""
     end = time.monotonic() + seconds
     while not (found := condition()):
@@ -115,7 +115,7 @@ class Fleet(LocalFleet):
         return "\n".join(self.child(name).lines)
 
 
-def command(module, *arguments, timeout=60, **options):
+def command(module, *arguments, timeout=300, **options):
     """Run one of the three commands to its end."""
     code = f"from {module} import main; main()"
     return subprocess.run(
@@ -127,7 +127,7 @@ def command(module, *arguments, timeout=60, **options):
     )
 
 
-def command_line(code, timeout=60):
+def command_line(code, timeout=300):
     """Run Python code in a process of its own, with this environment; what it prints."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr

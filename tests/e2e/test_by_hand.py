@@ -54,7 +54,7 @@ def channel(shared):
         yield channel
 
 
-def call(channel, method, *messages, timeout=15):
+def call(channel, method, *messages, timeout=120):
     """The responses of a call with these raw messages."""
     kind = {
         (False, False): channel.unary_unary,
@@ -173,7 +173,7 @@ def half_hostile(context, hostile):
         context.append(KEYS[:300], VALUES[:300], node="a")
         appending = pool.submit(context.append, KEYS[300:], VALUES[300:], node="hostile")
         hostile.accept_append(SPEC)
-        appending.result(10)
+        appending.result(120)
         yield lambda **options: pool.submit(context.attend, queries(1), **options)
 
 
@@ -186,14 +186,14 @@ def partial(answer):
 
 def test_a_node_that_folds_twice_is_refused_and_counted(shared, hostile, half_hostile):
     before = counted(shared, "late"), counted(shared, "duplicate")
-    asked = half_hostile(deadline=10.0)
+    asked = half_hostile(deadline=120.0)
     program = hostile.next(Program)
     lse = {"lse": np.zeros((1, 4), np.float32)}
     hostile.answer(program, lse, final=False)
     hostile.answer(program, lse, final=False)
     for number, out in ((1, 2.0), (2, 99.0), (1, 99.0)):
         hostile.answer(program, {"out": hostile.attended(1, SPEC, out=out)["out"]}, number=number)
-    answer = asked.result(20)
+    answer = asked.result(120)
     assert answer.exact
     assert np.abs(answer.out).max() < 9, "what came second did not count"
     wanted = before[0] + 2, before[1] + 1
@@ -205,7 +205,7 @@ def test_a_node_that_folds_twice_is_refused_and_counted(shared, hostile, half_ho
 def test_numbers_that_are_none_are_not_averaged_in(hostile, half_hostile, poison):
     asked = half_hostile()
     hostile.answer(hostile.next(Program), hostile.attended(1, SPEC, **poison))
-    answer = asked.result(20)
+    answer = asked.result(120)
     partial(answer)
     assert "node 'hostile'" in answer.missing[0].reason
 
@@ -222,13 +222,13 @@ def test_numbers_that_are_none_are_not_averaged_in(hostile, half_hostile, poison
     ],
 )
 def test_answers_to_something_else_do_not_count(hostile, half_hostile, changed):
-    asked = half_hostile(deadline=1.0)
+    asked = half_hostile(deadline=4.0)
     program = hostile.next(Program)
     given = (program.task_id, program.shard, program.coverage, program.version)
     fields = dict(zip(("task_id", "shard", "coverage", "version"), given, strict=True))
     fields |= {"number": 0, "final": True, "tensors": hostile.attended(1, SPEC), **changed}
     hostile.send(Contribution(**fields))
-    partial(asked.result(20))
+    partial(asked.result(120))
     assert isinstance(hostile.next(Cancel), Cancel)
 
 
@@ -251,11 +251,12 @@ def test_damage_ends_the_stream_for_the_node_to_come_back_at_once(shared, client
     until(lambda: states(client)["hostile"] != "ready", "that it has not come back")
 
 
-def test_messages_that_are_missing_end_the_stream_too(hostile):
-    hostile.send(Heartbeat(1, 0, 0, sent=2, received=1))  # Register, Credit
-    assert hostile.next(HeartbeatAck) == HeartbeatAck(1, 1)
-    hostile.send(Heartbeat(2, 0, 0, sent=4, received=2))
-    error = hostile.ended()
+def test_messages_that_are_missing_end_the_stream_too(shared):
+    with HandNode(shared.address, "hostile", beats=False) as hostile:
+        hostile.send(Heartbeat(1, 0, 0, sent=2, received=1))  # Register, Credit
+        assert hostile.next(HeartbeatAck) == HeartbeatAck(1, 1)
+        hostile.send(Heartbeat(2, 0, 0, sent=4, received=2))
+        error = hostile.ended()
     assert error.code() is Code.DATA_LOSS
     assert "has sent 4 messages, 3 have come" in error.details()
 
@@ -272,16 +273,16 @@ def test_a_node_of_the_release_before_is_told(shared):
 
 
 def test_a_contribution_that_cannot_be_read_is_labelled_and_the_stream_goes_on(hostile, half_hostile):
-    asked = half_hostile(deadline=10.0)
+    asked = half_hostile(deadline=120.0)
     program = hostile.next(Program)
     asked_for = (program.task_id, program.shard, program.coverage)
     hostile.send(unread(Contribution(*asked_for, 0, 0, hostile.attended(1, SPEC), final=True)))
-    answer = asked.result(20)
+    answer = asked.result(120)
     partial(answer)
     assert "data type 99" in answer.missing[0].reason
     asked = half_hostile()
     hostile.answer(hostile.next(Program), hostile.attended(1, SPEC))
-    assert asked.result(20).exact
+    assert asked.result(120).exact
 
 
 def test_contributions_that_cannot_be_read_give_their_credit_back(hostile, client):
@@ -304,17 +305,17 @@ def test_a_node_cannot_answer_for_another(shared, context, hostile):
         ends = np.full((2, 8), 3, np.float32)
         summary = {"key_norm": np.full(2, 10, np.float32), "value_min": -ends, "value_max": ends}
         victim.answer(program, summary)
-        assert other.result(10).tokens == 5
+        assert other.result(120).tokens == 5
     assert exact.exact
 
 
 def test_a_node_that_registers_and_says_nothing_is_lost_and_costs_its_deadline(shared, client, context):
-    with HandNode(shared.address, "silent", credit=False) as silent:
+    with HandNode(shared.address, "silent", credit=False, beats=False) as silent:
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             appending = pool.submit(context.append, KEYS, VALUES, node="silent")
             until(lambda: states(client)["silent"] == "lost", "the end of its lease")
             with pytest.raises(Exception, match=r"nothing was appended.*'silent' is lost"):
-                appending.result(30)
+                appending.result(120)
         silent.ended()
         assert not any(isinstance(m, Program) for m in silent.received.queue), "it granted no credit"
 

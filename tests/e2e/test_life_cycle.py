@@ -139,9 +139,9 @@ def test_a_backup_under_load_is_what_was_acknowledged_then(tmp_path):
             count = context.describe().tokens
             assert before <= count <= after + 5
             asked = queries(2)
-            exact(context.attend(asked, deadline=20), asked, keys[:count], values[:count])
+            exact(context.attend(asked, deadline=120), asked, keys[:count], values[:count])
             context.append(keys[count : count + 7], values[count : count + 7])
-            exact(context.attend(asked, deadline=20), asked, keys[: count + 7], values[: count + 7])
+            exact(context.attend(asked, deadline=120), asked, keys[: count + 7], values[: count + 7])
 
 
 def test_tokens_of_a_nodes_own_data_are_not_exported(tmp_path):

@@ -46,7 +46,7 @@ class Page:
 
     def __init__(self, fleet, child=AGGREGATOR):
         port = fleet.child(child).wait_for(r"metrics on \S+:(\d+)")[1]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=120) as page:
             self.text = page.read().decode()
         self.prefix = PREFIX["aggregator" if child == AGGREGATOR else "node"]
         self.samples = [s for f in text_string_to_metric_families(self.text) for s in f.samples]
@@ -115,7 +115,7 @@ def fleet(tmp_path_factory):
         own.nodes_before = {lab: Page(own, lab) for lab in LABS}
         own.kill("c")
         until(lambda: Page(own)("node_up", node="c") == 0, "c's going")
-        certified(context.attend(queries(2), deadline=2.0), queries(2), keys, values)
+        certified(context.attend(queries(2), deadline=6.0), queries(2), keys, values)
         until(lambda: Page(own)("nodes", state="lost") == 1, "the end of c's lease")
         own.after = Page(own)
         yield own

@@ -208,23 +208,25 @@ def test_wrong_authority_and_wrong_name_on_both_sides(own, tmp_path):
         (found,) = [one for one in findings if one["check"] == "certificate name"]
         assert found["status"] == "failed"
         node = fleet.trusted_node("a", wait=False)
-        node.wait_for("wrong name: .*the certificate is for localhost, not for 127.0.0.1", 30)
+        node.wait_for("wrong name: .*the certificate is for localhost, not for 127.0.0.1", 120)
 
 
 def test_a_certificate_that_ends_is_said_on_both_sides_and_renewed_without_a_restart(own, tmp_path):
     short = pki.issue("aggregator", MIDDLE, days=(-1, 8 / 86400))
     with TrustedFleet(tmp_path, *own.write(short, MIDDLE, authority=[ROOT])) as fleet:
         token = fleet.token("viewer")
-        fleet.child("aggregator").wait_for("expired: the server's certificate ended at .* renew it", 30)
+        fleet.child("aggregator").wait_for("expired: the server's certificate ended at .* renew it", 120)
         says = "expired: 'aggregator' was good until"
         findings = told(fleet, fleet.address, says, "expired: by its clock", token=token)
         (found,) = [one for one in findings if one["check"] == "certificate"]
         assert found["status"] == "failed"
         assert "expired: it ended at" in fleet.said("aggregator")
         node = fleet.trusted_node("a", wait=False)
-        node.wait_for("expired: .* have its operator renew it", 30)
+        node.wait_for("expired: .* have its operator renew it", 120)
         own.write(pki.issue("aggregator", MIDDLE, days=OLD), MIDDLE)
-        fleet.child("aggregator").wait_for("the new certificate is refused, .* expired: 'aggregator' was", 30)
+        fleet.child("aggregator").wait_for(
+            "the new certificate is refused, .* expired: 'aggregator' was", 120
+        )
         own.write(LEAF, MIDDLE)
         shows(fleet, LEAF)
         fleet.wait_ready("a")

@@ -43,7 +43,7 @@ class Asking:
         with self._fleet.client() as client:
             model = client.model("bert")
             while not self._over.wait(0.02):
-                model.infer({"input_ids": ids, "attention_mask": np.ones_like(ids)}, deadline=20)
+                model.infer({"input_ids": ids, "attention_mask": np.ones_like(ids)}, deadline=120)
                 with contextlib.suppress(EdgeAttentionError):
                     model.infer({"input_ids": ids + 10_000, "attention_mask": np.ones_like(ids)})
 

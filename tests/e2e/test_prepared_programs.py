@@ -226,12 +226,12 @@ def test_calls_end_at_the_deadline_and_when_who_asked_goes(tmp_path):
         for _ in range(3):
             _, outcome = await fleet.ask(steps, 0.5, inline=one)
             kinds.append(outcome.missing["s"].kind)
-        gone = asyncio.create_task(fleet.ask(steps, inline=one))
+        gone = asyncio.create_task(fleet.ask(steps, 900.0, inline=one))
         await asyncio.sleep(0.3)
         gone.cancel()
         await asyncio.wait([gone])
         # Nothing of these runs on: a node that still worked at them would not come to this.
-        tensors, _ = await fleet.ask((Return("task/x", "y"),), 20.0, inline=one)
+        tensors, _ = await fleet.ask((Return("task/x", "y"),), 120.0, inline=one)
         return kinds, tensors["y"]
 
     kinds, y = run(scenario, tmp_path)

@@ -179,7 +179,7 @@ def test_a_run_that_waits_can_be_stopped(lab):
         watching = pool.submit(list, run)
         stopped = lab.client.run(run.id).stop()
         assert stopped.state is RunState.STOPPED
-        assert watching.result(20) == []
+        assert watching.result(120) == []
     lab.start("c")
     assert run.describe().state is RunState.STOPPED
 

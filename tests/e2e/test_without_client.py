@@ -29,7 +29,7 @@ class Reflected:
         path = f"/edge_attention.v1.{service}/{name}"
         kind = self.channel.stream_unary if method.client_streaming else self.channel.unary_unary
         call = kind(path, lambda message: message.SerializeToString(), response.FromString)
-        return call(iter([request]) if method.client_streaming else request, timeout=20)
+        return call(iter([request]) if method.client_streaming else request, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -59,20 +59,20 @@ def test_the_open_inference_protocol_is_told_of_by_its_own_names(reflected):
     method = service.methods_by_name["ServerMetadata"]
     response = message_factory.GetMessageClass(method.output_type)
     call = reflected.channel.unary_unary(f"/{service.full_name}/{method.name}", None, response.FromString)
-    assert call(b"", timeout=20).name == "edge-attention"
+    assert call(b"", timeout=120).name == "edge-attention"
 
 
 @pytest.mark.parametrize("service", ["", *(f"edge_attention.v1.{name}" for name in sorted(SERVICES))])
 def test_health_says_serving(reflected, service):
     stub = health_pb2_grpc.HealthStub(reflected.channel)
-    answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+    answer = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=120)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_health_does_not_know_what_is_not_there(reflected):
     stub = health_pb2_grpc.HealthStub(reflected.channel)
     with pytest.raises(grpc.RpcError) as caught:
-        stub.Check(health_pb2.HealthCheckRequest(service="nothing"), timeout=10)
+        stub.Check(health_pb2.HealthCheckRequest(service="nothing"), timeout=120)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 

@@ -61,7 +61,7 @@ class TrustedFleet(Fleet):
         return until(found, f"an audit line {event!r} with {reason!r}")[-1]
 
 
-def run_node(*arguments, timeout=60):
+def run_node(*arguments, timeout=300):
     """Run `edge-node` until it ends by itself."""
     code = "from edge_node.main import main; main()"
     return subprocess.run(

@@ -53,7 +53,7 @@ class FakeAggregator:
         for message in messages:
             self._outgoing.put_nowait(message if isinstance(message, bytes) else to_node.encode(message))
 
-    async def until(self, condition, what="it", seconds=20):
+    async def until(self, condition, what="it", seconds=180):
         async with asyncio.timeout(seconds):
             while not condition():
                 self._changed.clear()

@@ -70,7 +70,7 @@ def doubled(runtime, **options):
     assert z == 15
 
 
-def until(condition, seconds=60.0):
+def until(condition, seconds=180.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never came"
@@ -318,7 +318,7 @@ def test_a_cell_that_is_ended_from_outside_while_several_run_costs_nobody_an_ans
         stop.set(Cancelled("enough"))
         for job in (endless, other):
             with pytest.raises(Cancelled):
-                job.result(30)
+                job.result(180)
     doubled(runtime)
 
 
@@ -375,7 +375,7 @@ def test_a_load_that_does_not_end_is_stopped(runtime):
     began = time.monotonic()
     with pytest.raises(DeadlineExceeded, match="late"):
         run(runtime, made, {"x": ONE}, "y", stop=stop)
-    assert time.monotonic() - began < 60  # whole, it takes minutes
+    assert time.monotonic() - began < 100  # whole, it takes minutes
     doubled(runtime)
 
 
@@ -396,7 +396,7 @@ def test_who_waits_when_the_node_leaves_is_told(runtime):
         until(lambda: runtime.cells.public._state.jobs == 1 and runtime.cells.public.pid is not None)
         runtime.close()
         with pytest.raises(Unavailable, match="has left"):
-            job.result(30)
+            job.result(180)
 
 
 # Twice

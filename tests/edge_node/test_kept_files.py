@@ -261,17 +261,17 @@ def test_who_commits_second_has_it_on_the_disk_as_well(tmp_path, monkeypatch):
 
     def slow(*args):
         inside.set()
-        going.wait(30)
+        going.wait(180)
         return save(*args)
 
     monkeypatch.setattr(KeptFiles, "save", slow)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(store.commit, [NAME])
-        inside.wait(30)
+        inside.wait(180)
         second = pool.submit(store.commit, [NAME])
         assert not second.done()
         going.set()
-        first.result(30), second.result(30)
+        first.result(180), second.result(180)
     assert store.get(NAME).file is not None
 
 

@@ -357,7 +357,7 @@ def test_what_two_threads_freeze_at_a_time_is_made_once_and_again_if_it_fails(ba
 
     def slow(*args):
         made.append(args)
-        going.wait(30)
+        going.wait(180)
         if failing.pop() if failing else False:
             raise OutOfMemory("no memory for it")
         return plain(*args)

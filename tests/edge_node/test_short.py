@@ -193,7 +193,7 @@ class House:
 
 def scenario(house, body):
     async def run():
-        async with asyncio.timeout(60), house.open() as aggregator:
+        async with asyncio.timeout(180), house.open() as aggregator:
             await body(aggregator)
 
     asyncio.run(run())
@@ -263,7 +263,7 @@ def test_a_cancel_before_its_end_ends_one_in_a_worker(monkeypatch):
     free = threading.Event()
 
     async def body(aggregator):
-        house.meanwhile = lambda: free.wait(30)
+        house.meanwhile = lambda: free.wait(180)
         aggregator.send(program("t"))
         await aggregator.until(lambda: house.threads == [False])
         aggregator.send(Cancel("t"))
@@ -296,7 +296,7 @@ def test_beside_another_task_it_runs_in_a_worker(monkeypatch):
 
     async def body(aggregator):
         await house.short()
-        house.meanwhile = lambda: free.wait(30) if len(house.threads) == 1 else None
+        house.meanwhile = lambda: free.wait(180) if len(house.threads) == 1 else None
         aggregator.send(program("slow", RUN, RUN, Return("task/y", "y")))
         await aggregator.until(lambda: house.threads == [False])
         right(await aggregator.run(program("t")))

@@ -56,7 +56,7 @@ class Link(FleetTarget):
         self._over = False
         self._ready = asyncio.Event()
         self._tasks = [asyncio.create_task(self._stay())]
-        await asyncio.wait_for(self._ready.wait(), 30)
+        await asyncio.wait_for(self._ready.wait(), 180)
         self._askers = [threading.Thread(target=self._ask, args=(n,), daemon=True) for n in range(ASKERS)]
         for asker in self._askers:
             asker.start()
@@ -112,7 +112,7 @@ class Link(FleetTarget):
             await self.call(sent.path, parts, 1.0)
 
     async def good(self) -> str:
-        await asyncio.wait_for(self._ready.wait(), 30)
+        await asyncio.wait_for(self._ready.wait(), 180)
         said = await asyncio.to_thread(self._good.ask)
         while not self._programs.empty():
             self._programs.get_nowait()

@@ -60,7 +60,7 @@ class EdgeNode(Target):
         self._port = self._server.add_insecure_port("127.0.0.1:0")
         await self._server.start()
         await asyncio.to_thread(self._start)
-        await asyncio.wait_for(self._ready.wait(), 30)
+        await asyncio.wait_for(self._ready.wait(), 180)
         self._tokens = np.random.default_rng(5).standard_normal((16, 2, 4)).astype(np.float32)
         program = Program("keep", "s", range(16), (Append(KEPT, self._tokens, 0, 8), Return(KEPT, "kept")))
         answer = await self._run(program)
@@ -117,11 +117,11 @@ class EdgeNode(Target):
         self._out.put_nowait(to_node.encode(message))
 
     async def _run(self, program: Program) -> list[Contribution]:
-        await asyncio.wait_for(self._ready.wait(), 30)
+        await asyncio.wait_for(self._ready.wait(), 180)
         self._answers[program.task_id] = []
         self._say(program)
         out = self._out
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(180):
             while not any(one.final for one in self._answers[program.task_id]):
                 if self._out is not out:  # what was said on a stream that ended is said again
                     out = self._out

@@ -92,7 +92,7 @@ class Target:
             return wrong
         for attempt in range(4):
             try:
-                said = await asyncio.wait_for(self.good(), 60)
+                said = await asyncio.wait_for(self.good(), 180)
             except Exception as error:
                 said = f"a good call ended with {type(error).__name__}: {error}"
             if not said:
@@ -144,7 +144,7 @@ class Good:
     NAME = "well-kept-3f9a"
 
     def __init__(self, fleet: Fleet) -> None:
-        self._client = fleet.client(timeout=30)
+        self._client = fleet.client(timeout=180)
         self._keys, self._values = tokens(800, seed=77)
         self._asked = queries(2, seed=78)
         self._context = self._client.create_context(self.NAME, **SPEC)

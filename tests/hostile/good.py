@@ -29,7 +29,7 @@ PAUSE = 0.02
 
 
 def main(address: str) -> None:
-    with Client(address, timeout=30) as client:
+    with Client(address, timeout=180) as client:
         keys, values = tokens(2_000, SPEC)
         asked = queries(2, SPEC)
         truly, _ = truth(asked, keys, values)
@@ -47,7 +47,7 @@ def main(address: str) -> None:
             thread.start()
             sys.stdin.readline()
             over.set()
-            thread.join(30)
+            thread.join(180)
             say([seconds, wrong])
 
 

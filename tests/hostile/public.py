@@ -145,7 +145,7 @@ class GoodCaller:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(30)
+        self._process.wait(180)
 
     def _tell(self) -> None:
         assert self._process.stdin is not None

@@ -111,7 +111,7 @@ class Box:
                 "degraded",
             )
 
-        wait_for("the box to boot", up, 120)
+        wait_for("the box to boot", up, 600)
 
     def __call__(self, command: str, *, deadline: float = 120, check: bool = True) -> str:
         """Runs a line of shell in the box, as root; what it printed."""
@@ -142,9 +142,9 @@ class Box:
         if process and process.poll() is None:
             process.send_signal(signal.SIGTERM)  # nspawn halts the box, and then ends
             try:
-                process.wait(30)
+                process.wait(180)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait(10)
+                process.wait(60)
         if self._init and Path(f"/proc/{self._init}").exists():
             raise Failed(f"process {self._init}, the box's first, has not ended")

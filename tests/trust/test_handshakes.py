@@ -33,7 +33,7 @@ def takes(chain, key, trusted, name="localhost"):
     credentials = grpc.ssl_channel_credentials(pki.pem(*trusted))
     try:
         with grpc.secure_channel(f"127.0.0.1:{port}", credentials, options) as channel:
-            channel.unary_unary("/a/b", None, None)(b"", timeout=10)
+            channel.unary_unary("/a/b", None, None)(b"", timeout=180)
     except grpc.RpcError as error:
         return error.code() is grpc.StatusCode.UNIMPLEMENTED
     finally:

@@ -50,7 +50,7 @@ def test_a_client_that_nobody_closes_takes_its_keeper_with_it(tmp_path, monkeypa
     assert kept is not None
     del client
     gc.collect()
-    kept._thread.join(20)
+    kept._thread.join(180)
     assert not kept._thread.is_alive()
 
 
@@ -178,7 +178,7 @@ class Ends:
 
     def until(self, event):
         with self.changed:
-            assert self.changed.wait_for(lambda: event in self.events, 30), self.events
+            assert self.changed.wait_for(lambda: event in self.events, 180), self.events
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_a_keeper_gives_up_when_it_is_revoked_and_asks_nobody_once_it_has_ended(
     keeper.close()
     life = make(tmp_path, life=timedelta(seconds=1))
     keeper = Keeper(life, renew, None, asked.append)
-    keeper._thread.join(20)
+    keeper._thread.join(180)
     assert asked == [life]
     assert "was not renewed: out" in caplog.text
 

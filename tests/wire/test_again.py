@@ -80,7 +80,7 @@ async def serving(handlers, who=lambda: ""):
 
 
 def run(test):
-    asyncio.run(asyncio.wait_for(test(), 60))
+    asyncio.run(asyncio.wait_for(test(), 180))
 
 
 class House:

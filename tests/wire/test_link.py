@@ -73,4 +73,4 @@ def test_the_connect_handler_gets_bytes_so_that_a_damaged_message_does_not_end_t
             raw.cancel()
         await server.stop(None)
 
-    asyncio.run(asyncio.wait_for(test(), 30))
+    asyncio.run(asyncio.wait_for(test(), 180))

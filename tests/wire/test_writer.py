@@ -51,7 +51,7 @@ class Desk:
 def run(scenario):
     async def test():
         stream = Stream()
-        await asyncio.wait_for(scenario(stream, Desk(stream.write)), 30)
+        await asyncio.wait_for(scenario(stream, Desk(stream.write)), 180)
 
     asyncio.run(test())
 
@@ -224,4 +224,4 @@ def test_threads_that_write_to_one_grpc_stream_lose_nothing_and_keep_their_order
             assert all(len(data) == 3 + int.from_bytes(data[1:3], "big") for data in own)
         assert sum(desk.written) == 5 + sum(map(len, found))
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    asyncio.run(asyncio.wait_for(scenario(), 180))

@@ -21,7 +21,7 @@ SETTINGS = ServerSettings("127.0.0.1", 0, None, "127.0.0.1", None, 10.0, 60.0)
 
 def served(scenario):
     async def whole():
-        async with running(SETTINGS) as port, asyncio.timeout(60):
+        async with running(SETTINGS) as port, asyncio.timeout(180):
             await scenario(port)
 
     asyncio.run(whole())

@@ -71,7 +71,7 @@ def test_a_long_list_is_no_work_of_the_loop_and_each_waits_for_its_turn():
             assert threading.get_ident() != loop
             at_once += 1
             most = max(most, at_once)
-            go.wait(30)
+            go.wait(180)
             at_once -= 1
             return EMPTY
 

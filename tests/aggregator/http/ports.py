@@ -51,7 +51,7 @@ class Port:
 
 async def until(condition):
     """Wait for it, 20 seconds at most."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(180):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
@@ -78,7 +78,7 @@ def run(
             try:
                 scheme = "https" if access is not None else "http"
                 connector = aiohttp.TCPConnector(ssl=tls if tls is not None else True)
-                async with asyncio.timeout(60), aiohttp.ClientSession(connector=connector) as client:
+                async with asyncio.timeout(180), aiohttp.ClientSession(connector=connector) as client:
                     await scenario(Port(house, server, client, f"{scheme}://localhost:{port}"))
             finally:
                 with contextlib.suppress(Exception):

@@ -47,7 +47,7 @@ def watched(scenario):
         state = {"nodes": {"a": 0}}
         feed = Feed(lambda: {"nodes": dict(state["nodes"])})
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(180):
                 await scenario(feed, state["nodes"])
         finally:
             feed.close()

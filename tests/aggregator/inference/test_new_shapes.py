@@ -63,7 +63,7 @@ def test_who_waits_for_a_new_shape_has_no_slot_of_the_queue(tmp_path):
         await asyncio.sleep(0)
         assert waiting == ["new2", "new3"]
         assert deployed.batcher.queue.under_way == 0
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(180):
             assert (await ask(1, "other")).results["y"].shape == (1,)
         prepared.set()
         assert [one.results["y"].shape for one in await asyncio.gather(*new)] == [(2,), (3,)]

@@ -312,8 +312,8 @@ def test_nobody_answers_by_the_deadline_and_the_words_say_who(tmp_path):
         fleet.boxes["b"].mute = True
         began = time.monotonic()
         with pytest.raises(DeadlineExceeded, match="part 1 waits for node 'b' to run step 0"):
-            await fleet.infer(seconds=0.4)
-        assert time.monotonic() - began < 10
+            await fleet.infer(seconds=3.0)
+        assert time.monotonic() - began < 100
         fleet.boxes["b"].mute = False
         await fleet.exact(1)
         assert any("lane1" in name for name in fleet.stored("b")), "the lane that was given up is nobody's"

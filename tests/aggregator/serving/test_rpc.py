@@ -52,7 +52,7 @@ async def serving(handlers, observer=None) -> AsyncIterator[tuple[Caller, grpc.a
 
 
 def run(test) -> None:
-    asyncio.run(asyncio.wait_for(test(), 30))
+    asyncio.run(asyncio.wait_for(test(), 180))
 
 
 async def listed(items) -> list:

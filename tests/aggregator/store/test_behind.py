@@ -22,7 +22,7 @@ class Disk:
         self.threads: set[int] = set()
 
     def write_at(self, name, start, piece):
-        assert self.open.wait(30)
+        assert self.open.wait(180)
         self.threads.add(threading.get_ident())
         if len(self.written) == self.full:
             self.full = -1

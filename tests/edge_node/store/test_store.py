@@ -433,7 +433,7 @@ for descriptor in held:
     os.close(descriptor)
 assert store.append("context/b/keys", token, tile=2) == 1
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Too many open files" in done.stdout
 
@@ -568,7 +568,7 @@ for act in (
 resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 store.commit(["context/a/keys"])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     lines = done.stdout.splitlines()
     assert (done.returncode, len(lines)) == (0, 3), done
     assert all("Too many open files; let this process open more files (ulimit -n" in line for line in lines)

@@ -189,7 +189,7 @@ def test_who_leaves_frees_the_session_at_once(decoder, folder):
 
         sessions.slow = 60.0
         reading = asyncio.create_task(read())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(180):
             while len(sessions.opened) < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         reading.cancel()

@@ -89,7 +89,7 @@ def test_text_that_comes_token_by_token_is_the_whole_text(tmp_path):
 
 
 def test_one_that_takes_for_ever_is_ended_and_the_next_question_answered(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenizer_process, "TOKENIZER_PROCESS", replace(TOKENIZER_PROCESS, seconds=3.0))
+    monkeypatch.setattr(tokenizer_process, "TOKENIZER_PROCESS", replace(TOKENIZER_PROCESS, seconds=12.0))
     trained(tmp_path, pre_tokenizers.Split(Regex("[wx]+y"), "isolated"))
 
     async def run():

@@ -32,7 +32,7 @@ def unused(budgets):
 
 
 async def until(condition):
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(180):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 

@@ -39,10 +39,10 @@ def test_priority_and_timeout_reach_the_model_and_the_sooner_time_counts(tmp_pat
 
             request = await ask("1", priority=3, timeout=2_500_000)
             assert (request.priority, request.seconds) == (3, 2.5)
-            request = await ask("2", timeout=2_500_000_000, client_timeout=20.0)
+            request = await ask("2", timeout=2_500_000_000, client_timeout=180)
             assert request.priority == 0
-            assert 10 < request.seconds < 30, "the call's own deadline is sooner"
-            request = await ask("3", timeout=1_500_000, client_timeout=20.0)
+            assert 0 < request.seconds <= 180, "the call's own deadline is sooner"
+            request = await ask("3", timeout=1_500_000, client_timeout=180)
             assert request.seconds == 1.5
             with pytest.raises(InferenceServerException, match="'priority' must be a whole number"):
                 await client.infer("doubler", [given], priority=1 << 63)
