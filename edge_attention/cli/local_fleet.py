@@ -27,6 +27,10 @@ __all__ = ["AGGREGATOR", "Child", "LocalFleet"]
 AGGREGATOR = "aggregator"
 OnLine = Callable[[str, str], None]
 """Called with a child's name and a line it printed, on a thread of that child."""
+START_SECONDS = 120.0
+"""What a child may take until it is ready, on a busy box, too; of one that has ended it is said at once."""
+END_SECONDS = 30.0
+"""What a child that was asked to end may take before it is killed."""
 
 
 class Child:
@@ -67,7 +71,7 @@ class Child:
         with self._news:
             return list(self.lines)[-count:]
 
-    def wait_for(self, pattern: str, timeout: float = 30.0) -> re.Match[str]:
+    def wait_for(self, pattern: str, timeout: float = START_SECONDS) -> re.Match[str]:
         """The match of the first line, printed already or to come, in which `pattern` is found.
 
         Raises:
@@ -92,7 +96,7 @@ class Child:
             f"{self.name} did not say {pattern!r} within {timeout:g} s; it said:", self.last_lines()
         )
 
-    def terminate(self, timeout: float = 10.0) -> int:
+    def terminate(self, timeout: float = END_SECONDS) -> int:
         """Ask it to end, insist after `timeout` seconds; its exit code."""
         if self.running:
             self.process.send_signal(signal.SIGTERM)
@@ -162,7 +166,7 @@ class LocalFleet:
             raise FailedPrecondition("the fleet has no aggregator yet; call start_aggregator() first")
         return f"127.0.0.1:{self._port}"
 
-    def start_aggregator(self, *flags: str, timeout: float = 30.0) -> str:
+    def start_aggregator(self, *flags: str, timeout: float = START_SECONDS) -> str:
         """Start the aggregator, or start it again on the same port and state; its address."""
         state = ("--state", str(self.state)) if self.state else ()
         child = self._start(
@@ -178,7 +182,7 @@ class LocalFleet:
         data: Mapping[str, str | Path] | None = None,
         allow_release: Sequence[str] = (),
         wait: bool = True,
-        timeout: float = 30.0,
+        timeout: float = START_SECONDS,
     ) -> Child:
         """Start a node, again after it ended; with `wait`, return when the aggregator has registered it."""
         given = [
@@ -195,7 +199,7 @@ class LocalFleet:
         """Start another program of ours, whose `main` is in `module`; it ends with the fleet."""
         return self._start(name, module, flags)
 
-    def wait_ready(self, name: str, timeout: float = 30.0) -> None:
+    def wait_ready(self, name: str, timeout: float = START_SECONDS) -> None:
         """Return when the node has said that the aggregator registered it."""
         self.child(name).wait_for(r"registered with \S+ as ", timeout)
 
@@ -208,11 +212,11 @@ class LocalFleet:
         """kill -9."""
         self.child(name).kill()
 
-    def terminate(self, name: str, timeout: float = 10.0) -> int:
+    def terminate(self, name: str, timeout: float = END_SECONDS) -> int:
         """SIGTERM; the exit code."""
         return self.child(name).terminate(timeout)
 
-    def stop(self, timeout: float = 10.0) -> None:
+    def stop(self, timeout: float = END_SECONDS) -> None:
         """Stop the nodes together, then the aggregator; whoever is not done in `timeout` is killed."""
         nodes = [child for child in self.children.values() if child.name != AGGREGATOR]
         for child in nodes:

@@ -30,7 +30,7 @@ def test_the_watcher_sees_a_step_that_computes_and_one_that_waits(loops):
         "# in place of aggregator.main\n"
         "import asyncio, os, signal, subprocess, time\n"
         "async def computes():\n"
-        "    end = time.thread_time() + 0.2\n"
+        "    end = time.thread_time() + 1.0\n"
         "    while time.thread_time() < end: pass\n"
         "async def waits():\n"
         "    time.sleep(1.0)\n"

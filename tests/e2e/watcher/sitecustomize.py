@@ -7,9 +7,9 @@ anything but a processor, as a disk, a lock or the interpreter (`held`): by the 
 which this thread was ready to run and had no processor, as the kernel counts it (schedstat). Of another
 thread of the daemon that had none meanwhile the time is left out, too: the step may have waited for that one.
 So is what the host of a virtual machine took of its processors (steal). So a busy machine counts for nothing,
-and on a quiet one nothing is left out. A processor that is shared is
-slow, too: the time on one is in units of what a fixed piece of work takes at that moment, by the least that
-it has taken in any daemon of this folder. A step in which the process was stopped (SIGSTOP) is none.
+and on a quiet one nothing is left out. A processor that is shared is slow, too: the time on one is in units
+of what fixed pieces of work take now, of reckoning and of fresh memory, by the least that they have
+taken in any daemon of this folder. A step in which the process was stopped (SIGSTOP) is none.
 """
 
 import os
@@ -31,6 +31,7 @@ def _start(folder):
     import faulthandler
     import gc
     import json
+    import mmap
     import signal
     import threading
     import time
@@ -38,15 +39,22 @@ def _start(folder):
 
     path = os.path.join(folder, str(os.getpid()))
     open(path, "a").close()
-    best = os.path.join(folder, "work")
 
-    def work():
+    def reckon():
+        sum(map(abs, range(10_000)))
+
+    def touch():
+        with mmap.mmap(-1, 1 << 20) as fresh:
+            fresh.write(bytes(len(fresh)))
+
+    def ns(work):
         """ns of a processor for a fixed piece of work, about half a millisecond."""
         began = time.thread_time_ns()
-        sum(map(abs, range(10_000)))
+        work()
         return time.thread_time_ns() - began
 
-    def least(found):
+    def least(work, found):
+        best = os.path.join(folder, work.__name__)
         try:
             with open(best) as file:
                 found = min(found, int(file.read() or found))
@@ -57,13 +65,19 @@ def _start(folder):
         os.replace(f"{best}.{os.getpid()}", best)
         return found
 
+    def slowness():
+        """How many times as long as at best a processor needs now. What copies, needs fresh memory."""
+        now = {work: ns(work) for work in (reckon, touch)}
+        return max(1.0, *(took / least(work, took) for work, took in now.items()))
+
     def stolen():
         """ns that the host has taken of all processors; it counts in ticks, of which one may be under way."""
         with open("/proc/stat", "rb", 0) as file:
             ticks = int(file.read(200).split(b"\n", 1)[0].split()[8])
         return ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
-    least(min(work() for _ in range(20)))
+    for work in (reckon, touch):
+        least(work, min(ns(work) for _ in range(20)))
 
     class Watch:
         """Of one loop's thread. Written by it alone, but for what `look` finds."""
@@ -158,8 +172,7 @@ def _start(folder):
                         waits = [after - before.get(tid, 0) for tid, after in self.others().items()]
                         held -= min(wall, max(waits, default=0)) + steal
                     if max(held, cpu) > 1e9 * STEP:
-                        now = work()
-                        slow = max(now / least(now), 1.0)
+                        slow = slowness()
                         held, cpu = held - cpu + cpu / slow, cpu / slow
                         time.sleep(0.01)  # another thread may be about to hear that the process goes on
                     if max(held, cpu) > 1e9 * STEP and self.stopped < began:
