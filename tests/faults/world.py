@@ -105,7 +105,7 @@ class World:
         for name in self.nodes:
             self.start_node(name)
         for name in self.nodes:
-            self.fleet.wait_ready(name, 60)
+            self.fleet.wait_ready(name)
         if self.tls:
             assert isinstance(self.fleet, TrustedFleet)
             made = self.fleet.make_token("--role", "operator", "--join", "--name", "eve")["token"]
@@ -139,7 +139,7 @@ class World:
         self._keep_lines(AGGREGATOR)
         with self._sees_clock(AGGREGATOR):
             flags = (*self.fleet.flags, *self._lives) if isinstance(self.fleet, TrustedFleet) else LEASE
-            self.fleet.start_aggregator(*flags, timeout=60)
+            self.fleet.start_aggregator(*flags)
 
     def start_caller(self) -> None:
         import json

@@ -173,7 +173,7 @@ class Http(FleetTarget):
         ):
             reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
             writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
-            said = await asyncio.wait_for(reader.read(), 10)
+            said = await asyncio.wait_for(reader.read(), 60)
             writer.close()
             if not re.search(wanted, said, re.DOTALL):
                 return f"{path} is answered with {said[:200]!r}"

@@ -136,7 +136,7 @@ class EdgeNode(Target):
         self._tasks += 1
         run = Run(self._graph, {"x": Stored(KEPT)}, {"y": "task/y"})
         program = Program(
-            f"good-{self._tasks}", "s", range(16), (run, Return("task/y", "y")), deadline_seconds=15.0
+            f"good-{self._tasks}", "s", range(16), (run, Return("task/y", "y")), deadline_seconds=60.0
         )
         answers = await self._run(program)
         if (error := answers[-1].error) is not None:

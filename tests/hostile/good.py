@@ -62,7 +62,7 @@ def attends(
     while not over.wait(PAUSE):
         began = time.monotonic()
         try:
-            answer = context.attend(asked, deadline=20.0)
+            answer = context.attend(asked, deadline=120.0)
         except EdgeAttentionError as error:
             wrong.append(f"a good attend ended with {type(error).__name__}: {error}")
             continue

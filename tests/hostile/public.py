@@ -72,7 +72,7 @@ class Public:
                     name, "--threads", "1", *store, *self._flags, data={DATASET: files[name]}, wait=False
                 )
         for name in "ab":
-            self.fleet.wait_ready(name, 60)
+            self.fleet.wait_ready(name)
         self.good = GoodCaller(self._direct)
 
     async def stop(self) -> None:

@@ -139,11 +139,14 @@ def test_many_calls_that_wait_on_a_dead_connection_all_go_over_one_new_one():
 
 def test_a_slow_answer_over_a_good_connection_is_waited_for_and_asked_once(monkeypatch):
     monkeypatch.setattr(calling, "QUIET_SECONDS", 0.2)
+    # However late its answer to the question whether it lives: another connection is dialled only then.
+    monkeypatch.setattr(lines, "HEAD_SECONDS", 60.0)
+    monkeypatch.setattr(lines, "CHECK_SECONDS", 120.0)
 
     async def test():
         async with serving() as (house, proxy, caller):
             house.slow = 1.5
-            await describe(caller, 30)
+            await describe(caller, 120)
             assert (house.described, len(house.channels), proxy.connections) == (1, 1, 1)
 
     run(test)
