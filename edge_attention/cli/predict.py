@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 import numpy as np
@@ -10,15 +11,21 @@ import numpy as np
 from edge_attention.cli.array_files import read_inputs, write_outputs
 from edge_attention.cli.connection import connect
 from edge_attention.cli.output import json_option, print_json, print_table, say
+from edge_attention.cli.table_rows import RowFiles
 from edge_attention.cli.versions import best_option, chosen_version, version_option
-from edge_attention.client.predictions import Prediction
+from edge_attention.client.predictions import Prediction, predicted
+from edge_attention.client.runs import WhichVersion
+from edge_attention.client.sync import Run
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.tensors import Array
+from edge_attention.graphs.reading import read_graph
 
 _EPILOG = """
 \b
 Examples:
   edge-attention predict digits --input x=pixels.npy --output said.npz
+  edge-attention predict loans --job loans.toml --rows new.csv
+  edge-attention predict patients --job patients.toml --rows a=labs.csv --rows b=scans.csv
   edge-attention predict patients --id P17 --id P18
   edge-attention predict patients --ids today.txt --best --json
   edge-attention predict patients --input a/x=labs.npy --input b/x=images.npy
@@ -37,6 +44,19 @@ WIDTH = 8
     multiple=True,
     metavar="INPUT=FILE.npy|FILE.npz",
     help="Rows, which stay here: of an input, of a fusion run NODE/INPUT; or an .npz of arrays by input.",
+)
+@click.option(
+    "--rows",
+    "files",
+    multiple=True,
+    metavar="[NODE=]FILE",
+    help="Rows, which stay here, as a file of a table: .csv, .npz or .parquet, read as a node does, with "
+    "the columns that --job names. Of a fusion run one a node, NODE=FILE; rows are matched by their ids.",
+)
+@click.option(
+    "--job",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The file that the run was trained by: it says which columns of --rows are which input.",
 )
 @click.option(
     "--id", "ids", multiple=True, metavar="ID", help="Of a fusion run: a sample whose rows are on the nodes."
@@ -58,6 +78,8 @@ def predict(
     address: str,
     run: str,
     inputs: tuple[str, ...],
+    files: tuple[str, ...],
+    job: Path | None,
     ids: tuple[str, ...],
     file: Path | None,
     version: int | None,
@@ -72,12 +94,18 @@ def predict(
     """
     chosen = chosen_version(version, best)
     named = (*ids, *_ids_of(file))
-    if bool(inputs) == bool(named):
-        raise click.UsageError("give rows with --input, or samples with --id or --ids; one of both")
+    if [bool(inputs), bool(files), bool(named)].count(True) != 1:
+        raise click.UsageError("give rows with --input or --rows, or samples with --id or --ids; one of them")
+    if bool(files) != bool(job):
+        raise click.UsageError(
+            "--rows needs --job, the job's file, which says what its columns are; and no other"
+        )
+    table = RowFiles(job, files) if job is not None else None
     rows = read_inputs(inputs)
     with connect(address) as client:
         found = client.run(run)
-        answer = found.predict(rows or named, chosen)
+        answer = found.predict(rows or named, chosen) if table is None else _of_table(found, table, chosen)
+    named = named if table is None else table.ids
     if output is not None:
         write_outputs(output, answer)
     if as_json:
@@ -93,6 +121,16 @@ def predict(
         )
         return
     _print(found.id, answer, named, output)
+
+
+def _of_table(run: Run, table: RowFiles, version: WhichVersion) -> Prediction:
+    """What the model says of a table's rows; the model itself says which of the job's inputs it takes."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "model.onnx"
+        number = run.save_onnx(file, version)
+        model = file.read_bytes()
+    takes = read_graph(model, "the trained model").inputs
+    return Prediction(predicted(model, table.arrays(takes)), number)
 
 
 def _ids_of(file: Path | None) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from edge_attention.core.tensors import Array
 from edge_attention.tables.column import TableColumn
 from edge_attention.tables.table import Table
 
-__all__ = ["InputFit", "fit"]
+__all__ = ["InputFit", "fit", "rule_of"]
 
 _ALL = "*"
 
@@ -75,7 +75,7 @@ def fit(
             if column is not None:
                 columns.append(f"{text} ({_becomes(column, said, own)})")
                 refused += _wrong(table, text, column, said, own, name in whole)
-                if column.missing is not None and _rule(column, said, own).rule is MissingRule.DROP:
+                if column.missing is not None and rule_of(column, said, own).rule is MissingRule.DROP:
                     dropped |= column.missing
             elif ":" in text:
                 columns.append(f"{text} (of another dataset)")
@@ -110,11 +110,11 @@ def _becomes(column: TableColumn, said: ColumnSpec, spec: TableSpec) -> str:
         MissingRule.MEAN: "read as the mean of all nodes",
         MissingRule.CONSTANT: "read as what the job says",
     }
-    return f"{what}; {int(column.missing.sum())} missing, {done[_rule(column, said, spec).rule]}"
+    return f"{what}; {int(column.missing.sum())} missing, {done[rule_of(column, said, spec).rule]}"
 
 
-def _rule(column: TableColumn, said: ColumnSpec, spec: TableSpec) -> MissingValues:
-    """As aggregator/fleet/columns has it."""
+def rule_of(column: TableColumn, said: ColumnSpec, spec: TableSpec) -> MissingValues:
+    """What is done where a value is missing, as aggregator/fleet/columns has it."""
     refuse = MissingValues(MissingRule.REFUSE)
     if said.missing is not None or spec.missing is None:
         return said.missing or refuse
@@ -151,7 +151,7 @@ def _wrong(
         first = table.first_words.get(name, 0)
         late = f" ({table.place(first)} is the first that is no number)" if first else ""
         found.append(f"column {name!r} holds words{late}: list the categories that they are read as")
-    rule = _rule(column, said, spec).rule
+    rule = rule_of(column, said, spec).rule
     if column.missing is not None and rule is MissingRule.REFUSE:
         place = table.place(int(np.argmax(column.missing)))
         lacks = f"column {name!r} lacks {int(column.missing.sum()):,} values, the first in {place}"

@@ -148,7 +148,7 @@ EXAMPLES = {
         "m.onnx", "say which boxes there are: --boxes boxes.toml", json=seen("client/test_plan_command.py")
     ),
     "edge-attention predict": Example(
-        "r1", "give rows with --input, or samples with --id or --ids", json="r1 --input x=x.npy"
+        "r1", "give rows with --input or --rows, or samples with --id or --ids", json="r1 --input x=x.npy"
     ),
     "edge-attention runs": Example("nothing", "No such command 'nothing'", json=""),
     "edge-attention runs delete": Example("none", "there is no run 'none'", 1, "r1"),

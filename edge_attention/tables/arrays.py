@@ -1,0 +1,89 @@
+"""A table's rows as arrays, as a job says that columns become inputs: for rows handed to a trained model.
+
+What nodes do with their own tables while they train is in edge_node/data/views.py. Here every row has to be
+whole: what is dropped there, or read as a mean of all nodes, is an error that names the line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from edge_attention.core.categories import number_of, same_for_all
+from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.messages.table import ColumnSpec, MissingRule, TableSpec
+from edge_attention.core.tensors import Array
+from edge_attention.tables.column import TableColumn
+from edge_attention.tables.fit import fit, rule_of
+from edge_attention.tables.table import Table
+
+__all__ = ["arrays_of"]
+
+
+def arrays_of(
+    table: Table, inputs: Mapping[str, tuple[str, ...]], spec: TableSpec, what: str
+) -> dict[str, Array]:
+    """The arrays of `inputs`, each [rows, columns side by side]; of one column not listed its own shape.
+
+    Args:
+        inputs: input -> its columns; those listed by the job are in `spec.inputs`.
+        what: the file, in errors.
+
+    Raises:
+        InvalidArgument: a column is not there, or is not what it is read as: which, and in which line.
+    """
+    found = {}
+    for name, columns in inputs.items():
+        if strange := [column for column in columns if column == "*" or ":" in column]:
+            raise InvalidArgument(
+                f"{what}: input {name} is made of {strange[0]!r}, which only a node's datasets say; name its "
+                "columns in the job, or give arrays with --input"
+            )
+        own = replace(spec, inputs={}, columns={c: spec.columns[c] for c in columns if c in spec.columns})
+        if refused := [why for one in fit(table, {c: c for c in columns}, own) for why in one.refused]:
+            have = ", ".join(table.columns)
+            raise InvalidArgument(f"{what}: input {name}: {'; '.join(refused)}; its columns are {have}")
+        parts = [_column(table, column, own, what) for column in columns]
+        if name in spec.inputs:
+            parts = [np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)]
+        found[name] = parts[0]
+    return found
+
+
+def _column(table: Table, name: str, spec: TableSpec, what: str) -> Array:
+    """[rows, ...]; as categories their places, int64, or one-hot float32 [rows, categories]."""
+    column, said = table.columns[name], spec.columns.get(name, ColumnSpec())
+    rule = rule_of(column, said, spec)
+    if column.missing is not None and column.missing.any() and rule.rule is not MissingRule.CONSTANT:
+        where = table.place(int(np.argmax(column.missing)))
+        raise InvalidArgument(
+            f"{what}: column {name!r} lacks a value in {where}, which the job answers with "
+            f"{rule.rule.value!r}; a row that is handed in has to be whole: give the value"
+        )
+    if not said.categories:
+        if column.missing is None:
+            return column.values
+        values = column.values.astype(np.float64) if rule.number % 1 else column.values.copy()
+        values[column.missing] = rule.number
+        return values
+    places = _places(column, said)
+    if column.missing is not None and column.missing.any():
+        places[column.missing] = [same_for_all(one) for one in said.categories].index(
+            same_for_all(rule.category)
+        )
+    return np.eye(len(said.categories), dtype=np.float32)[places] if said.one_hot else places
+
+
+def _places(column: TableColumn, said: ColumnSpec) -> Array:
+    """int64 [rows]: of each value its place among the categories; anything where it is missing."""
+    if column.words is not None:
+        known = {same_for_all(category): place for place, category in enumerate(said.categories)}
+        return np.array([*(known[same_for_all(word)] for word in column.words), 0], np.int64)[column.values]
+    places = np.zeros(len(column), np.int64)
+    kind = column.values.dtype if column.values.dtype.kind == "f" else np.dtype(np.float64)
+    for place, category in enumerate(said.categories):
+        if (number := number_of(category)) is not None:
+            places[column.values == kind.type(number)] = place
+    return places
