@@ -1,184 +1,130 @@
 """Beside what else one would take: `python -m benchmarks.infer_beside`, MiniLM's sizes, 128 and 512 tokens.
 
-ONNX Runtime on one box and Ray with one actor a stage, two stages, in turns: a request's milliseconds, what
-each process holds, and what a caller sees of the next request when an actor is killed; and ours over two
-nodes by tokens and by layers (infer_beside_ours.py). Needs `ray` (the extra `bench`). With
-`--llama-cpp FOLDER --gguf FILE` llama.cpp over RPC as well (infer_beside_llama.py).
+ONNX Runtime on one box, Ray with one actor a stage (infer_beside_ray.py), ours over two nodes by tokens and
+by layers (infer_beside_ours.py), and with `--llama-cpp FOLDER --gguf FILE` llama.cpp over RPC
+(infer_beside_llama.py), each in turns with ONNX Runtime. What was measured goes to stderr as it comes, as
+JSON; the table of docs/performance.md to stdout. What is lacking is said before anything runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
-import signal
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime
-import psutil
-from onnx import ModelProto, numpy_helper
+__all__ = ["lacking", "main", "table"]
 
-from benchmarks.infer_beside_llama import llama_cpp
-from benchmarks.infer_beside_ours import ours
-from benchmarks.infer_compute import forms_of
-from benchmarks.infer_models import MINILM, feeds_of, model_file, whole_session
-from edge_attention.core.schedule.plan import CutPlan, Stage
-from edge_attention.core.schedule.schedule import Constant, Delivery, ModelInput, Schedule, Weight
-from edge_attention.core.tensors import Array
-from edge_attention.graphs.axes.cut import analyse, cut, sizes_of
-from edge_attention.graphs.axes.model_reading import open_model
-from edge_attention.graphs.axes.narrow import narrow_places
-
-TURNS = 15
+PACKAGES = {
+    "aiohttp": "aiohttp",
+    "grpc_reflection": "grpcio-reflection",
+    "onnx": "onnx",
+    "psutil": "psutil",
+    "ray": "ray",
+}
+"""Imported name -> what pip calls it. What is in no node's install."""
+PROGRAMS = ("llama-bench", "ggml-rpc-server")
+LENGTHS = (128, 512)
+HEAD = ("", *(f"{length} tokens" for length in LENGTHS), "MB a request", "MB a process", "one of it killed")
 
 
-def stage_files(
-    model: Path, feeds: Mapping[str, Array], stages: int, folder: Path
-) -> tuple[Schedule, list[Path]]:
-    """The model as one ONNX file a stage, each whole in itself."""
-    opened = open_model(model)
-    axes = analyse(opened, sizes_of(opened, forms_of(feeds)))
-    borders = np.linspace(0, len(narrow_places(axes)) + 1, stages + 1).astype(int).tolist()
-    plan = CutPlan(tuple(Stage(range(borders[n], borders[n + 1]), (n,)) for n in range(stages)))
-    emitted = cut(axes, plan)
-    files = []
-    for step in emitted.schedule.steps:
-        (segment,) = step.segments
-        data = ModelProto.FromString(emitted.graphs[emitted.schedule.graphs[segment.graph]])
-        inputs = list(data.graph.input)
-        del data.graph.input[:]
-        for value in inputs:
-            source = segment.inputs[value.name]
-            if isinstance(source, Weight):
-                data.graph.initializer.append(numpy_helper.from_array(opened.piece(source), value.name))
-            elif isinstance(source, Constant):
-                known = emitted.schedule.constants[source.name]
-                array = emitted.constants[known.digest]
-                data.graph.initializer.append(numpy_helper.from_array(array, value.name))
-            else:
-                data.graph.input.append(value)
-        files.append(folder / f"stage-{len(files)}.onnx")
-        files[-1].write_bytes(data.SerializeToString())
-    return emitted.schedule, files
+def lacking(programs: Path | None, gguf: Path | None) -> str | None:
+    """What is not there, in one sentence with the remedy; None if all is."""
+    if missing := [pip for name, pip in PACKAGES.items() if importlib.util.find_spec(name) is None]:
+        return f"not installed: {', '.join(missing)}; pip install 'edge-attention[demo]' ray psutil"
+    if (programs is None) != (gguf is None):
+        return "--llama-cpp and --gguf go together: programs and the model that they run"
+    if programs is not None and gguf is not None:
+        if missing := [name for name in PROGRAMS if not os.access(programs / name, os.X_OK)]:
+            return f"--llama-cpp {programs} has no program {' nor '.join(missing)}: docs/performance.md"
+        if not gguf.is_file():
+            return f"--gguf {gguf} is no file: convert_hf_to_gguf.py of llama.cpp writes it, --outtype f32"
+    return None
 
 
-class RayStages:
-    """Ray with one actor a stage, what a user would write."""
+def table(found: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> str:
+    """What was measured, as Markdown.
 
-    def __init__(self, schedule: Schedule, files: list[Path]) -> None:
-        import ray
-
-        self._ray = ray
-        ray.init(num_cpus=len(files) + 1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-
-        class StageActor:
-            def __init__(self, path: str) -> None:
-                options = onnxruntime.SessionOptions()
-                options.intra_op_num_threads = 1
-                self.session = onnxruntime.InferenceSession(path, options)
-
-            def run(self, given: dict[str, Any]) -> list[Any]:
-                found: list[Any] = self.session.run(None, given)
-                return found
-
-            def about(self) -> tuple[int, int]:
-                return os.getpid(), psutil.Process().memory_info().rss
-
-            def outputs(self) -> list[str]:
-                return [value.name for value in self.session.get_outputs()]
-
-        remote: Any = ray.remote(num_cpus=1)(StageActor)
-        self.actors = [remote.remote(str(path)) for path in files]
-        self._schedule = schedule
-        self._outputs = [ray.get(actor.outputs.remote()) for actor in self.actors]
-
-    def run(self, feeds: Mapping[str, Array]) -> Array:
-        made: dict[str, Array] = {}
-        for actor, names, step in zip(self.actors, self._outputs, self._schedule.steps, strict=True):
-            (segment,) = step.segments
-            given = {}
-            for name, source in segment.inputs.items():
-                if isinstance(source, ModelInput):
-                    given[name] = feeds[source.name]
-                elif isinstance(source, Delivery):
-                    given[name] = made[source.boundary]
-            out = dict(zip(names, self._ray.get(actor.run.remote(given)), strict=True))
-            made |= {one.boundary: out[one.output] for one in segment.contributions}
-        return made[next(iter(self._schedule.results.values()))]
-
-    def about(self) -> list[tuple[int, int]]:
-        """Process id and resident bytes of each actor."""
-        found: list[tuple[int, int]] = self._ray.get([actor.about.remote() for actor in self.actors])
-        return found
-
-    def close(self) -> None:
-        self._ray.shutdown()
+    Args:
+        found: length -> who -> `times` what ONNX Runtime takes, `mb` a request, `held` MB of each process,
+            `killed`: what became of it.
+    """
+    rows = [HEAD, ("---",) * len(HEAD)]
+    for who in next(iter(found.values())):
+        of = [found[length][who] for length in found]
+        rows.append(
+            (
+                who,
+                *(f"{one['times']:.2f} times" for one in of),
+                " and ".join(f"{one['mb']:.1f}" for one in of),
+                "; ".join(", ".join(f"{held:.0f}" for held in one["held"]) for one in of),
+                "; ".join(dict.fromkeys(one["killed"] for one in of)),
+            )
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def compared(length: int) -> dict[str, Any]:
-    """ONNX Runtime and Ray by turns, at one length."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model = model_file(MINILM, folder)
-        feeds = feeds_of(model, 1, length)
-        whole = whole_session(model)
-        expected = whole.run(None, feeds)[0]
-        schedule, files = stage_files(model, feeds, 2, folder)
-        ray_stages = RayStages(schedule, files)
-        try:
-            error = float(np.abs(ray_stages.run(feeds) - expected).max() / np.abs(expected).max())
-            alone, staged = [], []
-            for _ in range(TURNS):
-                began = time.perf_counter()
-                whole.run(None, feeds)
-                alone.append(time.perf_counter() - began)
-                began = time.perf_counter()
-                ray_stages.run(feeds)
-                staged.append(time.perf_counter() - began)
-            about = ray_stages.about()
-            os.kill(about[1][0], signal.SIGKILL)
-            began = time.perf_counter()
-            try:
-                ray_stages.run(feeds)
-                after = "answers"
-            except Exception as problem:  # whatever Ray raises: its name is what is reported
-                after = type(problem).__name__
-            return {
-                "length": length,
-                "onnxruntime_ms": 1e3 * statistics.median(alone),
-                "onnxruntime_resident_mb": psutil.Process().memory_info().rss / 1e6,
-                "ray_ms": 1e3 * statistics.median(staged),
-                "ray_by_onnxruntime": statistics.median(s / a for s, a in zip(staged, alone, strict=True)),
-                "ray_actor_resident_mb": [rss / 1e6 for _, rss in about],
-                "ray_bytes": sum(value.nbytes for value in feeds.values()) + 3 * expected.nbytes,
-                "ray_error": error,
-                "ray_after_kill": after,
-                "ray_after_kill_seconds": time.perf_counter() - began,
+def _measured(length: int, programs: Path | None, gguf: Path | None) -> dict[str, dict[str, Any]]:
+    """Everybody at one length, as `table` takes it."""
+    from benchmarks.infer_beside_llama import llama_cpp
+    from benchmarks.infer_beside_ours import ours
+    from benchmarks.infer_beside_ray import ray_stages
+    from benchmarks.infer_models import MINILM, model_file
+
+    staged = _said({"length": length, **ray_stages(length)})
+    found: dict[str, dict[str, Any]] = {
+        "ONNX Runtime, one process": {
+            "times": 1.0,
+            "mb": 0.0,
+            "held": [staged["onnxruntime_resident_mb"]],
+            "killed": "the service is gone",
+        },
+        "Ray, an actor a stage, 2 stages": {
+            "times": staged["ray_by_onnxruntime"],
+            "mb": staged["ray_bytes"] / 1e6,
+            "held": staged["ray_actor_resident_mb"],
+            "killed": staged["ray_after_kill"],
+        },
+    }
+    if programs is not None and gguf is not None:
+        theirs = _said({"length": length, **llama_cpp(programs, gguf, length)})
+        for who in ("one process", "two servers"):
+            found[f"llama.cpp, {who}"] = {
+                "times": theirs["by_onnxruntime"][who],
+                "mb": theirs["bytes"] / 1e6 if who == "two servers" else 0.0,
+                "held": theirs["server_resident_mb"] if who == "two servers" else [],
+                "killed": theirs["after_kill"] if who == "two servers" else "the service is gone",
             }
-        finally:
-            ray_stages.close()
+    with tempfile.TemporaryDirectory() as folder:
+        by_plan = _said({"length": length, "plans": ours(model_file(MINILM, Path(folder)), length)})["plans"]
+    for plan, one in by_plan.items():
+        found[f"ours, 2 nodes by {plan}"] = {
+            "times": one["by_onnxruntime"],
+            "mb": one["bytes"] / 1e6,
+            "held": [sum(held) for held in one["daemon_and_cells_mb"].values()],
+            "killed": f"{one['after_kill']}{', the same bits' if one['same_bits_after_kill'] else ''}",
+        }
+    return found
 
 
-def main() -> int:
+def _said(one: dict[str, Any]) -> dict[str, Any]:
+    print(json.dumps(one, indent=1), file=sys.stderr, flush=True)
+    return one
+
+
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="MiniLM over two processes: ours, Ray, llama.cpp, by turns.")
     parser.add_argument("--llama-cpp", type=Path, help="folder of llama-bench and ggml-rpc-server")
     parser.add_argument("--gguf", type=Path, help="MiniLM as llama.cpp reads it, float32")
-    wanted = parser.parse_args()
-    if (wanted.llama_cpp is None) != (wanted.gguf is None):
-        parser.error("--llama-cpp and --gguf go together: programs and the model that they run")
-    for length in (128, 512):
-        if wanted.llama_cpp is not None:
-            print(json.dumps({"llama.cpp": llama_cpp(wanted.llama_cpp, wanted.gguf, length)}, indent=1))
-        with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps({"length": length, **ours(model_file(MINILM, Path(folder)), length)}, indent=1))
-        print(json.dumps(compared(length), indent=1))
+    wanted = parser.parse_args(arguments)
+    if why := lacking(wanted.llama_cpp, wanted.gguf):
+        parser.error(why)
+    print(table({length: _measured(length, wanted.llama_cpp, wanted.gguf) for length in LENGTHS}))
     return 0
 
 

@@ -12,9 +12,11 @@ import json
 import os
 import signal
 import socket
+import socketserver
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,8 +33,8 @@ BEGIN_SECONDS = 10.0
 
 
 def llama_cpp(programs: Path, gguf: Path, length: int) -> dict[str, Any]:
-    """A request's milliseconds in one process and over two servers, by ONNX Runtime's too; what servers hold;
-    what the caller of a request sees whose server is killed.
+    """A request's milliseconds in one process and over two servers, by ONNX Runtime's too; bytes between
+    processes; what servers hold; what the caller of a request sees whose server is killed.
 
     Args:
         programs: folder of `llama-bench` and `ggml-rpc-server`.
@@ -56,6 +58,8 @@ def llama_cpp(programs: Path, gguf: Path, length: int) -> dict[str, Any]:
             for name, more in (("one process", ["-ngl", "0"]), ("two servers", rpc)):
                 said = subprocess.run([*bench, *more, "-r", str(REPEATED), "-o", "json"], **_RUN)
                 taken[name] += [ns / 1e6 for ns in json.loads(said.stdout)[0]["samples_ns"]]
+        # What two servers were sent and answered in 1 request and in 6: weights and beginnings cancel out.
+        passed = [_passed(bench, [address for address, _ in servers], requests) for requests in (1, 6)]
         held = [round(psutil.Process(process.pid).memory_info().rss / 1e6, 1) for _, process in servers]
         medians = {name: statistics.median(all_) for name, all_ in taken.items()}
         # So many requests that the kill comes within one of them.
@@ -67,6 +71,7 @@ def llama_cpp(programs: Path, gguf: Path, length: int) -> dict[str, Any]:
         return {
             "length": length,
             "ms": medians,
+            "bytes": (passed[1] - passed[0]) / 5,
             "by_onnxruntime": {name: one / medians["onnxruntime"] for name, one in medians.items()},
             "server_resident_mb": [max(pair) for pair in zip(held, held_while, strict=True)],
             "after_kill": signal.Signals(-code).name if code < 0 else f"exit status {code}",
@@ -94,6 +99,50 @@ def _servers(programs: Path) -> Iterator[list[tuple[str, subprocess.Popen[bytes]
         for _, process in found:
             process.kill()
             process.wait()
+
+
+def _passed(bench: list[Any], addresses: list[str], requests: int) -> int:
+    """Bytes both ways between a process that asks and its servers, all of its life."""
+    with contextlib.ExitStack() as stack:
+        relays = [stack.enter_context(_Relay(address)) for address in addresses]
+        rpc = ",".join(f"127.0.0.1:{relay.server_address[1]}" for relay in relays)
+        subprocess.run([*bench, "-ngl", "99", "--rpc", rpc, "-r", str(requests), "-o", "json"], **_RUN)
+    return sum(sum(relay.counted) for relay in relays)
+
+
+class _Relay(socketserver.ThreadingTCPServer):
+    """Passes on what comes to a server, and back, and counts it; ends with its connections."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Passing)
+        self.to = int(address.rpartition(":")[2])
+        self.counted: list[int] = []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def __exit__(self, *raised: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class _Passing(socketserver.BaseRequestHandler):
+    """One connection of a relay."""
+
+    server: _Relay
+
+    def handle(self) -> None:
+        with socket.create_connection(("127.0.0.1", self.server.to)) as server:
+            back = threading.Thread(target=self._pass, args=(server, self.request))
+            back.start()
+            self._pass(self.request, server)
+            back.join()
+
+    def _pass(self, source: socket.socket, to: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # whoever leaves without a word
+            while data := source.recv(1 << 18):
+                self.server.counted.append(len(data))
+                to.sendall(data)
+        with contextlib.suppress(OSError):
+            to.shutdown(socket.SHUT_WR)
 
 
 def _wait(port: int) -> None:
