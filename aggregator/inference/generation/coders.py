@@ -3,7 +3,8 @@
 tokenizer.json          of the library `tokenizers`; or `{"edge_attention": "bytes"}`: a token is a byte
 tokenizer_config.json   special tokens by role, and a chat template (as `transformers` writes it)
 generation_config.json  eos_token_id: tokens that end a text; decoder_start_token_id: the one that a decoder
-                        beside an encoder begins with, and forced_decoder_ids, those after it
+                        beside an encoder begins with; forced_decoder_ids, those after it, and
+                        forced_bos_token_id (BART, mBART), the first after it where these say none
 chat_template.jinja     a chat template of its own
 """
 
@@ -135,9 +136,13 @@ def read_begins(folder: Path) -> tuple[int, ...]:
         if not isinstance(pair, list) or len(pair) != 2 or pair[0] != len(found) or pair[1] is None:
             break  # which language, say: whoever asks says it
         found.append(pair[1])
+    bos = said.get("forced_bos_token_id")
+    if bos is not None and len(found) == 1:
+        found.append(bos)
     if len(found) > MAX_ENDS or not all(type(one) is int and 0 <= one < 2**31 for one in found):
         raise InvalidArgument(
-            "generation_config.json: decoder_start_token_id or forced_decoder_ids are no token ids"
+            "generation_config.json: decoder_start_token_id, forced_decoder_ids or forced_bos_token_id "
+            "are no token ids"
         )
     return tuple(found)
 

@@ -307,12 +307,20 @@ def test_with_what_a_decoder_beside_an_encoder_begins_is_said_by_its_files(tmp_p
         ({"decoder_start_token_id": 7, "forced_decoder_ids": [[1, 3], [2, 4]]}, (7, 3, 4)),
         ({"decoder_start_token_id": 7, "forced_decoder_ids": [[1, None], [2, 4]]}, (7,)),
         ({"decoder_start_token_id": 7, "forced_decoder_ids": [[2, 4]]}, (7,)),
+        ({"decoder_start_token_id": 7, "forced_bos_token_id": 0}, (7, 0)),
+        ({"decoder_start_token_id": 7, "forced_bos_token_id": None}, (7,)),
+        ({"decoder_start_token_id": 7, "forced_bos_token_id": 0, "forced_decoder_ids": [[1, 3]]}, (7, 3)),
+        ({"decoder_start_token_id": 7, "forced_bos_token_id": 0, "forced_decoder_ids": [[1, None]]}, (7, 0)),
+        ({"forced_bos_token_id": 0}, ()),
     ):
         config.write_text(json.dumps(said))
         assert read_begins(tmp_path) == begins
     for wrong in (-1, "7", 1.5, True):
         config.write_text(json.dumps({"decoder_start_token_id": wrong}))
         with pytest.raises(InvalidArgument, match="decoder_start_token_id"):
+            read_begins(tmp_path)
+        config.write_text(json.dumps({"decoder_start_token_id": 7, "forced_bos_token_id": wrong}))
+        with pytest.raises(InvalidArgument, match="forced_bos_token_id"):
             read_begins(tmp_path)
 
 
