@@ -52,6 +52,7 @@ from edge_attention.graphs.axes.narrow import layer_bytes, narrow_places
 from edge_attention.graphs.axes.planning import segments_work
 from edge_attention.graphs.axes.whole import write_whole
 from edge_attention.graphs.decoding.cutting import write_decoder
+from edge_attention.graphs.decoding.step_graph import both_in_one
 
 __all__ = [
     "choice_of_nodes",
@@ -86,7 +87,8 @@ def cut_as_asked(request: CutRequest, opened: OpenModel | None = None) -> Planne
         return _with_decoder(planned, files, Path(request.into) / DECODER)
     decoder, why = _sessions(model, loads_plan(planned.plan), Path(request.into) / DECODER)
     note = "served as sessions, too: keys and values of earlier tokens stay on the nodes" if decoder else ""
-    if not decoder and any(len(one.shape) == 4 and "past" in one.name for one in inputs):
+    pasts = any(len(one.shape) == 4 and "past" in one.name for one in inputs)
+    if not decoder and (pasts or both_in_one(one.name for one in inputs)):
         note = f"no sessions: {why}"
     notes = (*planned.notes, note) if note else planned.notes
     return replace(planned, decoder=decoder, sessions=why, notes=notes)

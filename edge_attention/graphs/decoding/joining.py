@@ -22,7 +22,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
 
 from edge_attention.core.errors import FailedPrecondition, InvalidGraph
 from edge_attention.graphs.axes.model_reading import OpenModel, mapped, open_model
-from edge_attention.graphs.decoding.step_graph import StepGraph
+from edge_attention.graphs.decoding.step_graph import ONE_GRAPH, StepGraph, both_in_one
 from edge_attention.graphs.onnx_file import serialize
 from edge_attention.graphs.reading.needed import reads
 
@@ -49,6 +49,8 @@ def joined_decoder(files: Sequence[Path], into: Path) -> OpenModel:
         opened = list(branches or opened)
     steps = [one for one in opened if _pasts(one)]
     firsts = [one for one in opened if not _pasts(one)]
+    if any(both_in_one(_given(one)) for one in opened):
+        raise FailedPrecondition(f"the decoder's file is no decoder alone: {ONE_GRAPH}")
     if len(steps) != 1 or len(firsts) != 1:
         has = "keys and values of earlier tokens as inputs" if steps else "no past"
         raise FailedPrecondition(
@@ -67,13 +69,18 @@ class _Joined:
     weights: Mapping[str, tuple[OpenModel, str]]
 
 
-def _pasts(opened: OpenModel) -> list[str]:
+def _given(opened: OpenModel) -> dict[str, int]:
+    """Inputs that are no weights, by name: how many dimensions they have."""
     held = {tensor.name for tensor in opened.model.graph.initializer}
-    return [
-        value.name
+    return {
+        value.name: len(value.type.tensor_type.shape.dim)
         for value in opened.model.graph.input
-        if value.name not in held and len(value.type.tensor_type.shape.dim) == 4
-    ]
+        if value.name not in held
+    }
+
+
+def _pasts(opened: OpenModel) -> list[str]:
+    return [name for name, rank in _given(opened).items() if rank == 4]
 
 
 def _lacking(opened: OpenModel) -> list[str]:

@@ -15,12 +15,17 @@ from edge_attention.graphs.axes.model_reading import OpenModel
 from edge_attention.graphs.onnx_file import first_line
 from edge_attention.graphs.reading.needed import reads
 
-__all__ = ["ATTENTION", "BESIDE", "DOMAIN", "DecoderInputs", "StepGraph", "label"]
+__all__ = ["ATTENTION", "BESIDE", "DOMAIN", "ONE_GRAPH", "DecoderInputs", "StepGraph", "both_in_one", "label"]
 
 DOMAIN, ATTENTION = "edge_attention", "CachedAttention"
 """The operator that stands for attention over what is stored. No segment that nodes are sent has it."""
 
 BESIDE = "a decoder beside an encoder is deployed with that: edge-attention deploy ENCODER --decoder FILE"
+ONE_GRAPH = (
+    "it is an encoder and its decoder in one graph: export them as two, the decoder with a past "
+    "(`optimum-cli export onnx --task text2text-generation-with-past`, or "
+    "automatic-speech-recognition-with-past), and deploy them by edge-attention deploy ENCODER --decoder FILE"
+)
 POSITIONS = "position_ids"
 _SIZES = ("Shape", "Size")
 
@@ -97,6 +102,8 @@ class StepGraph:
         Raises:
             FailedPrecondition: it is no decoder with a past, or has inputs that are not known here.
         """
+        if both_in_one(self.inputs):
+            raise FailedPrecondition(ONE_GRAPH)
         pasts, numbers, states = [], [], []
         for name, value in self.inputs.items():
             dtype = np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
@@ -269,6 +276,14 @@ class StepGraph:
         self.model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
         places = {name: place for name, place in self.opened.places.items() if name in read}
         return OpenModel(self.opened.path, self.model, places)
+
+
+def both_in_one(inputs: Iterable[str]) -> bool:
+    """Whether a file with inputs of these names has an encoder and its decoder: both take something."""
+    names = list(inputs)
+    return any(name.startswith("decoder_input") for name in names) and any(
+        name.startswith(("input", "pixel")) for name in names
+    )
 
 
 def _plain(name: str) -> str:

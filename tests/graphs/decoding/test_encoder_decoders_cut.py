@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from decoder_runs import PaperDecoder, PaperSession, WholeEncoderDecoder
+from onnx import TensorProto, helper
 
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.schedule.extents import extent_shape
@@ -131,6 +132,21 @@ def test_files_that_do_not_go_together_are_refused_with_the_remedy(tmp_path):
     ):
         with pytest.raises(FailedPrecondition, match=why):
             as_steps(joined_decoder(files, tmp_path / "joined"))
+
+
+def test_an_encoder_and_its_decoder_in_one_graph_are_to_be_exported_as_two(tmp_path):
+    ids = helper.make_tensor_value_info("decoder_input_ids", TensorProto.FLOAT, [1, None])
+    made = helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)
+    for given, rank in (("input_ids", 2), ("input_features", 3), ("pixel_values", 4)):
+        nodes = [helper.make_node("Add", [given, "decoder_input_ids"], ["logits"])]
+        takes = helper.make_tensor_value_info(given, TensorProto.FLOAT, [1] * rank)
+        graph = helper.make_graph(nodes, "both", [takes, ids], [made])
+        path = tmp_path / f"{given}.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
+        with pytest.raises(FailedPrecondition, match=r"in one graph: export them as two, .*with-past"):
+            as_steps(open_model(path))
+        with pytest.raises(FailedPrecondition, match=r"no decoder alone: .*export them as two, .*with-past"):
+            joined_decoder([path], tmp_path)
 
 
 def test_weights_that_are_copied_are_on_the_disk_when_there_is_a_model_of_them(tmp_path, monkeypatch):
