@@ -46,6 +46,7 @@ from edge_attention.graphs.axes.costs import model_costs
 from edge_attention.graphs.axes.cut import analyse, cut, cuts_no_layer, shared_ranges, sizes_of
 from edge_attention.graphs.axes.folder import write_cut
 from edge_attention.graphs.axes.jumps import exact_only
+from edge_attention.graphs.axes.looked_up import rows_looked_up
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.axes.narrow import layer_bytes, narrow_places
@@ -80,7 +81,8 @@ def cut_as_asked(request: CutRequest, opened: OpenModel | None = None) -> Planne
     """
     model = opened or open_model(Path(request.model))
     inputs, outputs = tensors_of(model)
-    planned = _cut(model, inputs, outputs, request)
+    looked_up = rows_looked_up(model)
+    planned = replace(_cut(model, inputs, outputs, request), looked_up=looked_up)
     if request.plan or not Path(request.into).is_dir():  # of a model that was planned before
         return planned
     if files := decoder_files(Path(request.model).parent):

@@ -74,6 +74,7 @@ class PlannedParts:
             served so, and `sessions` says why.
         gain: of a plan made anew, how many times as quick as the one before it is predicted to be.
         nodes: that it was made with, those that hold nothing included.
+        looked_up: by input of whole numbers how many rows there are that they look up.
     """
 
     inputs: tuple[ModelTensor, ...]
@@ -106,6 +107,7 @@ class PlannedParts:
 
     gain: float = 0.0
     nodes: tuple[str, ...] = ()
+    looked_up: Mapping[str, int] = field(default_factory=dict)
 
     def held_by(self, holders: Holders) -> PlannedParts:
         """The same with other holders. Bytes of a node that holds several parts are counted apart."""
@@ -137,6 +139,7 @@ class PlannedParts:
             "sessions": self.sessions,
             "gain": self.gain,
             "nodes": list(self.nodes),
+            "looked_up": dict(self.looked_up),
         }
 
     @classmethod
@@ -165,6 +168,7 @@ class PlannedParts:
             str(data.get("sessions", "")),
             float(data.get("gain", 0.0)),
             tuple(map(str, data.get("nodes", ()))),
+            {str(name): int(rows) for name, rows in data.get("looked_up", {}).items()},
         )
 
 

@@ -24,7 +24,16 @@ from edge_attention.core.messages.inference import (
 from edge_attention.core.schedule.schedule import TensorForm
 from edge_attention.core.tensors import MAX_RANK, Array, DataType
 
-__all__ = ["Feeds", "pieces", "require_feeds", "require_inputs", "shape_key", "shape_text", "whole_arrays"]
+__all__ = [
+    "Feeds",
+    "pieces",
+    "require_feeds",
+    "require_inputs",
+    "require_looked_up",
+    "shape_key",
+    "shape_text",
+    "whole_arrays",
+]
 
 
 TEXT = 1000
@@ -149,6 +158,22 @@ def require_inputs(inputs: Sequence[ModelTensor], arrays: Mapping[str, Array]) -
                     f"dimension {name!r} is {known} in input {where!r} and {size} in axis {axis} of "
                     f"{one.name!r}; it must be the same in both"
                 )
+
+
+def require_looked_up(rows: Mapping[str, int], arrays: Mapping[str, Array]) -> None:
+    """Refuse numbers beyond the rows that they look up: they would fail whoever runs in the same batch.
+
+    Raises:
+        InvalidTensor: names the input, the number and its place.
+    """
+    for name, count in rows.items():
+        array = arrays[name]
+        if array.dtype.kind in "iu" and array.size and not -count <= array.min() <= array.max() < count:
+            place = np.argwhere((array < -count) | (array >= count))[0].tolist()
+            raise InvalidTensor(
+                f"the model cannot be computed of these inputs: {name!r} is {array[tuple(place)]} at "
+                f"{place}, out of bounds; it looks up {count:,} rows, 0 to {count - 1:,}"
+            )
 
 
 def require_feeds(forms: Mapping[str, TensorForm], feeds: Mapping[str, Array]) -> None:

@@ -22,6 +22,8 @@ gone."""
 
 UNREAD_SECONDS = 60.0
 """An answer that nobody takes for so long ends its request, and with it what that holds."""
+ABANDONED_SECONDS = 300.0
+"""An answer that nobody takes for so long ends the stream, and with it what its other answers hold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +50,20 @@ class RequestStream:
         Raises:
             EdgeAttentionError: what cannot be read of the stream itself, or that there are too many streams.
         """
+        task = asyncio.current_task()
+        assert task is not None
         with self._budgets.take(INFERENCE_STREAMS, self._caller):
             room = asyncio.Semaphore(AT_ONCE)
             answers: asyncio.Queue[_UnreadAnswer | None] = asyncio.Queue(AT_ONCE)
             reading = asyncio.create_task(self._read(requests, room, answers), name="requests of a stream")
             try:
                 while (waiting := await answers.get()) is not None:
-                    yield waiting.answer
+                    # While an answer waits to be taken nothing else here looks at the clock.
+                    ending = asyncio.get_running_loop().call_later(ABANDONED_SECONDS, task.cancel)
+                    try:
+                        yield waiting.answer
+                    finally:
+                        ending.cancel()
                     waiting.taken.set()
                     del waiting
                 await reading

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from aggregator.bounds.bounds import INFERENCE_BYTES
 from aggregator.bounds.budget import Budgets
-from aggregator.inference.feeds import Feeds, pieces, require_inputs, shape_key, shape_text
+from aggregator.inference.feeds import (
+    Feeds,
+    pieces,
+    require_inputs,
+    require_looked_up,
+    shape_key,
+    shape_text,
+)
 from edge_attention.core.errors import InvalidArgument, InvalidTensor, Overloaded, ResourceExhausted
 from edge_attention.core.messages.inference import ModelTensor, TensorPiece
 from edge_attention.core.tensors import DataType
@@ -107,3 +114,13 @@ def test_a_shape_has_one_key_whatever_the_order():
 def test_shapes_in_words_are_so_long_at_most():
     assert len(shape_text({f"{number}{'n' * 500}": (1, 2) for number in range(9)})) == 1000
     assert shape_text({"ids": (1, 2), "mask": ()}) == "ids [1, 2], mask []"
+
+
+def test_numbers_beyond_the_rows_that_they_look_up_are_named_with_their_place():
+    ids = np.array([[1, -7, 6], [0, 7, 99]])
+    require_looked_up({"ids": 100}, {"ids": ids})
+    require_looked_up({"ids": 7}, {"ids": ids[:1], "mask": ids})
+    with pytest.raises(InvalidTensor, match=r"'ids' is 7 at \[1, 1\], .* looks up 7 rows, 0 to 6"):
+        require_looked_up({"ids": 7}, {"ids": ids})
+    with pytest.raises(InvalidTensor, match=r"'ids' is -7 at \[0, 1\]"):
+        require_looked_up({"ids": 6}, {"ids": ids})

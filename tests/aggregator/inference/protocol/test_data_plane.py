@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from offered import Counting, Doubler, Source, asked
 
 from aggregator.bounds.bounds import INFERENCE_BYTES, INFERENCE_STREAMS, INFERENCES
 from aggregator.bounds.budget import Budgets
+from aggregator.inference.protocol import streaming
 from aggregator.inference.protocol.data_plane import DataPlane
 from aggregator.inference.protocol.streaming import AT_ONCE, RequestStream
 from edge_attention.core.errors import (
@@ -182,6 +184,28 @@ def test_a_stream_has_so_many_requests_under_way():
             model.event(str(number)).set()
         found = {(await work).response.id} | {one.response.id async for one in answers}
         assert found == set(map(str, range(3 * AT_ONCE)))
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_of_which_no_answer_is_taken_ends_and_gives_back_what_it_held(monkeypatch):
+    monkeypatch.setattr(streaming, "ABANDONED_SECONDS", 0.05)
+
+    async def scenario():
+        model = Doubler()
+        made, budgets = plane(model)
+        model.event("a").set()
+        model.event("b").set()
+
+        async def unread():
+            async with aclosing(streamed(made, budgets, [asked("a"), asked("b"), asked("c")])) as answers:
+                async for _ in answers:
+                    await asyncio.Event().wait()
+
+        reader = asyncio.create_task(unread())
+        await asyncio.wait([reader], timeout=30)
+        assert reader.cancelled()
+        assert unused(budgets)
 
     asyncio.run(scenario())
 
