@@ -24,7 +24,7 @@ from edge_attention.core.messages.program import BulkTensor
 from edge_attention.core.schedule.schedule import Weight
 from edge_attention.core.tensors import Array, DataType, Encoding
 
-__all__ = ["ArrayBytes", "CutFiles", "NodeDeliveries", "StoredPiece", "digest_of"]
+__all__ = ["ArrayBytes", "CutFiles", "NodeDeliveries", "StoredPiece", "digest_of", "is_fetched"]
 
 NODES_AT_ONCE = 4
 """Nodes that are sent weights at a time; the others wait."""
@@ -38,6 +38,11 @@ MESSAGE_BYTES = 3 * 1024 * 1024
 """Of such pieces in one message."""
 CHUNK = 1024 * 1024
 """Bytes that are hashed at a time."""
+
+
+def is_fetched(nbytes: int) -> bool:
+    """Whether a piece that changes is fetched by nodes, by its digest: else it comes with a message."""
+    return nbytes > SMALL
 
 
 class CutFiles(Protocol):
@@ -81,7 +86,10 @@ def digest_of(source: Readable) -> str:
 
 @dataclass(frozen=True, eq=False)
 class StoredPiece:
-    """What a node is to store as `name`. `open` gives its bytes, once for each loan."""
+    """What a node is to store as `name`. `open` gives its bytes, once for each loan.
+
+    `digest`: empty of what comes with a message each time (`NodeDeliveries.renew`).
+    """
 
     name: str
     digest: str
@@ -157,17 +165,10 @@ class NodeDeliveries:
         lent: list[str] = []
         try:
             for group in _messages(pieces):
-                inline: dict[str, Array] = {}
-                bulk: list[BulkTensor] = []
-                for piece in group:
-                    source = await asyncio.to_thread(piece.open)
-                    if piece.nbytes <= SMALL:
-                        data = source.read(0, source.nbytes)
-                        inline[piece.name] = np.frombuffer(data, piece.dtype).reshape(piece.shape)
-                        continue
+                inline, large = await asyncio.to_thread(_opened, group)
+                for piece, source in large:
                     self._bulk.lend_source(piece.digest, source)
                     lent.append(piece.digest)
-                    bulk.append(piece.bulk)
                 errands.append(
                     Errand(
                         shard=f"store{len(errands)}",
@@ -175,7 +176,7 @@ class NodeDeliveries:
                         coverage=range(len(errands), len(errands) + 1),
                         instructions=(),
                         inline=inline,
-                        lent=tuple(bulk),
+                        lent=tuple(piece.bulk for piece, _ in large),
                     )
                 )
             outcome = await self._trips.make(errands, seconds)
@@ -211,12 +212,28 @@ class NodeDeliveries:
             raise (missing.error or missing.cause(missing.text))
 
 
+def _opened(
+    pieces: Iterable[StoredPiece],
+) -> tuple[dict[str, Array], list[tuple[StoredPiece, Readable]]]:
+    """What of a message's pieces comes with it, by name, and what is lent. Blocks."""
+    inline: dict[str, Array] = {}
+    large: list[tuple[StoredPiece, Readable]] = []
+    for piece in pieces:
+        source = piece.open()
+        if is_fetched(piece.nbytes):
+            large.append((piece, source))
+        else:
+            data = source.read(0, source.nbytes)
+            inline[piece.name] = np.frombuffer(data, piece.dtype).reshape(piece.shape)
+    return inline, large
+
+
 def _messages(pieces: Iterable[StoredPiece]) -> Iterator[list[StoredPiece]]:
     """Groups of which each is a message."""
     group: list[StoredPiece] = []
     size = 0
     for piece in pieces:
-        own = piece.nbytes if piece.nbytes <= SMALL else 0
+        own = 0 if is_fetched(piece.nbytes) else piece.nbytes
         if group and (size + own > MESSAGE_BYTES or len(group) == GROUP):
             yield group
             group, size = [], 0

@@ -12,7 +12,14 @@ import numpy as np
 
 from aggregator.inference.calls import TABLE, KnownWeight, changing_name, constant_name, weight_name
 from aggregator.inference.course import Course, graphs_to_follow
-from aggregator.inference.delivery import ArrayBytes, CutFiles, StoredPiece, digest_of, require_travels
+from aggregator.inference.delivery import (
+    ArrayBytes,
+    CutFiles,
+    StoredPiece,
+    digest_of,
+    is_fetched,
+    require_travels,
+)
 from aggregator.inference.known_graphs import KnownGraphs
 from edge_attention.core.schedule.schedule import Constant, Schedule, TensorForm, Weight
 from edge_attention.core.tensors import Array
@@ -93,7 +100,8 @@ def pieces_of(
 def changing_pieces(
     deployment: str, course: Course, changing: frozenset[str], read: Callable[[Weight], Array]
 ) -> list[list[StoredPiece]]:
-    """By part, the weights of `changing`, as `read` gives them now. Each is read, and hashed, once."""
+    """By part, the weights of `changing`, as `read` gives them now. Those that nodes are to fetch, by their
+    digests, are read and hashed for it, once."""
     made: dict[Weight, StoredPiece] = {}
     found: list[list[StoredPiece]] = []
     for part in range(course.schedule.parts):
@@ -102,7 +110,7 @@ def changing_pieces(
         for weight in sorted(weights, key=lambda weight: (weight.name, str(weight.extent))):
             if weight not in made:
                 array = read(weight)
-                digest = digest_of(ArrayBytes(array))
+                digest = digest_of(ArrayBytes(array)) if is_fetched(array.nbytes) else ""
                 made[weight] = StoredPiece(
                     changing_name(deployment, weight),
                     digest,

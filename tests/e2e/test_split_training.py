@@ -68,7 +68,8 @@ def test_nodes_add_the_gradients_of_pieces_and_send_the_sum_once(own, split):
     came, losses = {}, {}
     with own.client() as client:
         for pieces in (1, 8):
-            run = client.train(job("bert", split, steps=2, batch=16, pieces=pieces, name=f"{split}-{pieces}"))
+            # In the second step nodes are told the programs that add, which are called from then on.
+            run = client.train(job("bert", split, steps=3, batch=16, pieces=pieces, name=f"{split}-{pieces}"))
             rounds = list(run)
             came[pieces] = sum(rounds[-1].bytes_received.values())
             losses[pieces] = [one.loss for one in rounds]

@@ -46,7 +46,7 @@ from aggregator.training.split.step import (
     StepOver,
     StepPhase,
 )
-from aggregator.training.split.sums import NodeSums
+from aggregator.training.split.sums import AddingPrograms, NodeSums
 from aggregator.training.split.versions import GradientSum, SplitVersion, piece_of_version
 from edge_attention.core.errors import (
     DeadlineExceeded,
@@ -126,6 +126,8 @@ class SplitPasses:
         self._begun = begun
         self._piece = job.batch // job.micro_batches
         self._prepared: set[str] = set()
+        self._adding: AddingPrograms | None = None
+        """Of the last step, unless something of it may be late."""
         self._known: StepSamples | None = None
         self._lives: tuple[str, ...] = ()
         """Of the nodes that read samples, the processes whose rows are `_known`."""
@@ -189,13 +191,15 @@ class SplitPasses:
         """
         count = len(positions) // self._piece
         at_once = pieces_at_once(self._plan.stages, count)
-        sums = self._new_sums() if gradients else None
+        sums = self._new_sums(count) if gradients else None
         added = sums is not None
         machine = SplitStep(count, at_once, self._patience, time.monotonic(), sums=added)
         running = PassOfSamples(self._plan, gradients and not added)
         answers: dict[int, ModelAnswer] = {}
         news: asyncio.Queue[tuple[str, int, Any]] = asyncio.Queue()
         tasks: set[asyncio.Task[None]] = set()
+        spent: list[NodeSums] = []
+        """Of tries that have ended."""
 
         async def work(kind: str, piece: int) -> None:
             left = max(machine.deadline - time.monotonic(), 0.001)
@@ -206,7 +210,7 @@ class SplitPasses:
                     return
                 if kind == "collect":
                     assert sums is not None
-                    await news.put((kind, piece, await sums.collect(self._gradient_names, left)))
+                    await news.put((kind, piece, await sums.collect(self._gradient_names)))
                     return
                 own = positions[piece * self._piece : (piece + 1) * self._piece]
                 feeds = await asyncio.to_thread(samples.feeds, own)
@@ -245,7 +249,9 @@ class SplitPasses:
                     case BeginAgain():
                         assert sums is not None
                         sums.free()
-                        sums = self._new_sums()
+                        spent.append(sums)
+                        self._adding = None  # something of that try may be late
+                        sums = self._new_sums(count)
                         running = PassOfSamples(self._plan, False, running.seconds)
                         answers.clear()
                         folds.clear()
@@ -294,14 +300,20 @@ class SplitPasses:
                     continue
                 answers[piece] = found
                 for fold in perform(machine.came(piece, now)):
-                    await asyncio.to_thread(running.add, answers.pop(fold))
+                    if added or not gradients:
+                        running.add(answers.pop(fold))  # a few numbers
+                    else:
+                        await asyncio.to_thread(running.add, answers.pop(fold))
         finally:
             for task in tasks:
                 task.cancel()
             if tasks:
                 await asyncio.wait(tasks)
-            if sums is not None:
+            if sums is not None and not sums.whole:
                 sums.free()
+                self._adding = None
+            for tried in (*spent, *((sums,) if sums is not None else ())):
+                await tried.close()
             self._say("", "", 0)
         running.lap("parts", time.perf_counter() - began - running.seconds.get("renew", 0.0))
         return running
@@ -352,13 +364,14 @@ class SplitPasses:
         )
         self._prepared.add(shape)
 
-    def _new_sums(self) -> NodeSums | None:
+    def _new_sums(self, pieces: int) -> NodeSums | None:
         """Where a step has several pieces: the sums of their gradients, on the nodes."""
         if self._sums is None:
             return None
+        if self._adding is None:
+            self._adding = AddingPrograms(self._id, self._sums, self._schedules[CUT].graphs)
         reading = {part.part for part in self._plan.parts if part.read} if self._job.data.on_nodes else ()
-        trips, graphs = self._services.trips, self._schedules[CUT].graphs
-        return NodeSums(self._id, self._sums, graphs, trips, frozenset(reading), self._terms.releases)
+        return NodeSums(self._adding, pieces, self._services.trips, frozenset(reading), self._terms.releases)
 
     # What it works with
 

@@ -27,6 +27,7 @@ __all__ = [
     "LOSS_WEIGHT",
     "METRIC",
     "MODEL",
+    "OVERWRITTEN",
     "SUMS",
     "SplitPart",
     "SplitPlan",
@@ -44,6 +45,10 @@ LOSS, LOSS_WEIGHT, METRIC = "loss", "loss/weight", "metric/"
 
 SUMS = "sums.json"
 """In the same folder: the schedule of what is sent of sums."""
+
+OVERWRITTEN = 1024 * 1024
+"""Bytes of a part's gradients up to which they, and sums, are written over by the next ones. What is larger
+is dropped as soon as it was added: a node then has one of them less, and more to do."""
 
 MOST_AT_ONCE = 8
 """Pieces under way, each of which keeps its activations on nodes meanwhile."""

@@ -25,7 +25,16 @@ from aggregator.inference.placement import Holders, by_word, even_layers, plan_w
 from aggregator.training.federated.plan import DataInput
 from aggregator.training.federated.planner import given_values, initial_values
 from aggregator.training.split.checks import check
-from aggregator.training.split.plan import CUT, EVALUATE, MODEL, SUMS, SplitPart, SplitPlan, pieces_at_once
+from aggregator.training.split.plan import (
+    CUT,
+    EVALUATE,
+    MODEL,
+    OVERWRITTEN,
+    SUMS,
+    SplitPart,
+    SplitPlan,
+    pieces_at_once,
+)
 from aggregator.training.split.samples import check_samples, sample_shapes
 from aggregator.training.split.staying import passed_on, require_staying
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
@@ -317,9 +326,11 @@ def _require_room(
         needs: dict[str, int] = {}
         for part in made.parts:
             for node in made.holders.get(part.part, ()):
-                # Of sums the one before goes when the next is made.
+                # Of sums the one before goes when the next is made, or, where small, when the one after is.
                 gradients = pieces + (2 if job.micro_batches > 1 else 0)
                 size = part.weights + gradients * part.trained + pieces * kept[part.part]
+                if job.micro_batches > 1 and part.trained <= OVERWRITTEN:
+                    size += part.trained
                 needs[node] = needs.get(node, 0) + size
         return [
             f"{name} would hold {size:,} bytes of weights, gradients and activations and has "

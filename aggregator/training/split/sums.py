@@ -1,71 +1,138 @@
 """Sums of gradients that nodes have: each adds what its parts made of a piece to what they made of those
 before, in the pieces' order, and sends the sum once all are added.
 
-    job/<deployment>/lane<k>/p<part>/grad/<i>           of a piece, until it is added
-    job/<deployment>/sums/<try>/<piece>/p<part>/<i>     after that piece
+    job/<deployment>/lane<k>/p<part>/grad/<i>             of a piece, until it is added
+    job/<deployment>/sums/<names>/<0 or 1>/p<part>/<i>    after a piece of even, of odd number
 
-A sum has another name after each piece, so that a task that is late, or comes twice, adds nothing to what
-came later. What a node has of them is gone with it: then the step begins again.
+A piece is added once the one before it has been, so what it reads is there, and its own sum has another
+name: a task that comes twice adds nothing twice. Names are the same in all steps, as what comes again is only
+called; but after a step that did not go well some task of it may be late, and names are others from then on.
+With the last piece the sums are sent. What a node has of them is gone with it: then the step begins again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from aggregator.engine.returned import Returned
-from aggregator.engine.trip import Errand, Trips
+from aggregator.engine.trip import Errand, Trips, Wanted
 from aggregator.inference.calls import job_scope, kept_scope
 from aggregator.inference.runner import HeldRequest
+from aggregator.training.split.plan import OVERWRITTEN
 from edge_attention.core.errors import EdgeAttentionError, NotFinite, Unavailable
 from edge_attention.core.messages.program import Drop, Instruction, Return, Run, Stored
 from edge_attention.core.schedule.extents import extent_shape
 from edge_attention.core.schedule.fold_plan import FoldPlan
 from edge_attention.core.schedule.meeting import Meetings
-from edge_attention.core.schedule.schedule import ModelSegment, Schedule
+from edge_attention.core.schedule.schedule import Schedule
 from edge_attention.core.tensors import Array
 
-__all__ = ["NodeSums"]
+__all__ = ["AddingPrograms", "NodeSums"]
 
 ADD = "count"
 """The input of graphs that add (graphs/backward/summed.py): what the piece counts."""
 FAILED = "a piece before it was not added, and the step begins again"
 
 
-class NodeSums:
-    """The sums of one try at one step.
+class AddingPrograms:
+    """What parts' nodes are asked to add a piece, kept from step to step: nodes then know it, and are called.
 
     Args:
         sums: the schedule of what is sent of them.
         graphs: those that add, by their names in the schedule of a piece.
+    """
+
+    def __init__(self, deployment: str, sums: Schedule, graphs: Mapping[str, str]) -> None:
+        self.sums = sums
+        self.parts = {segment.part: segment for step in sums.steps for segment in step.segments}
+        self.scope = f"{job_scope(deployment)}sums/{secrets.token_hex(8)}/"
+        self._deployment = deployment
+        self._graphs = graphs
+        self._drops = {part: self._bytes(part) > OVERWRITTEN for part in self.parts}
+        self._made: dict[tuple[int, int, int, bool], tuple[Instruction, ...]] = {}
+
+    def of(self, part: int, lane: int, piece: int, last: bool) -> tuple[Instruction, ...]:
+        """Add what the part made in `lane` to what it made of the pieces before; `last`: and send it."""
+        key = part, lane, 1 + piece % 2 if piece else 0, last
+        found = self._made.get(key)
+        if found is None:
+            found = self._made[key] = self._adding(part, lane, piece, last)
+        return found
+
+    def wanted(self, part: int) -> dict[str, Wanted]:
+        """What comes of the last piece."""
+        wanted: dict[str, Wanted] = {}
+        for i, one in enumerate(self.parts[part].contributions):
+            spec = self.sums.boundaries[one.boundary].spec
+            wanted[f"t/{i}"] = np.dtype(spec.dtype), extent_shape(spec.shape, one.extent)
+        return wanted
+
+    def _adding(self, part: int, lane: int, piece: int, last: bool) -> tuple[Instruction, ...]:
+        kept = kept_scope(self._deployment, lane, part)
+        contributions = self.parts[part].contributions
+        inputs = {f"g/{i}": Stored(kept + one.output) for i, one in enumerate(contributions)}
+        inputs[ADD] = Stored("task/count")
+        places = range(len(contributions))
+        outputs = {f"t/{i}": f"{self._of(piece, part)}{i}" for i in places}
+        drops = [f"{kept}grad/"]
+        graph = "first"
+        if piece:
+            graph = "next"
+            inputs |= {f"s/{i}": Stored(f"{self._of(piece - 1, part)}{i}") for i in places}
+            drops.append(self._of(piece - 1, part))
+        if last:
+            drops.append(self._of(piece, part))
+        return (
+            Run(self._graphs[f"sum/{part}/{graph}"], inputs, outputs),
+            *(Return(name, output) for output, name in outputs.items() if last),
+            *((Drop(tuple(drops)),) if self._drops[part] else ()),
+        )
+
+    def _of(self, piece: int, part: int) -> str:
+        return f"{self.scope}{piece % 2}/p{part}/"
+
+    def _bytes(self, part: int) -> int:
+        specs = [(self.sums.boundaries[c.boundary].spec, c.extent) for c in self.parts[part].contributions]
+        return sum(
+            math.prod(extent_shape(s.shape, extent)) * np.dtype(s.dtype).itemsize for s, extent in specs
+        )
+
+
+class NodeSums:
+    """The sums of one try at one step.
+
+    Args:
+        pieces: how many there are: with the last one the sums are sent.
         private: parts whose nodes read samples: what they send has to be released by `releases`.
+
+    Attributes:
+        whole: all has come, and nothing of it can be under way any more.
     """
 
     def __init__(
         self,
-        deployment: str,
-        sums: Schedule,
-        graphs: Mapping[str, str],
+        adding: AddingPrograms,
+        pieces: int,
         trips: Trips,
         private: frozenset[int],
         releases: tuple[str, ...],
     ) -> None:
-        self._deployment = deployment
-        self._sums = sums
-        self._parts = {segment.part: segment for step in sums.steps for segment in step.segments}
-        self._graphs = graphs
+        self.whole = False
+        self._adding = adding
+        self._pieces = pieces
         self._trips = trips
         self._private = private
         self._releases = releases
-        self._scope = f"{job_scope(deployment)}sums/"
-        self._try = secrets.token_hex(8)
         self._added = 0
         self._turn = asyncio.Condition()
         self._spoilt = False
         self._nodes: dict[int, str] = {}
+        self._answers: list[Returned] = []
 
     async def add(self, piece: int, count: float, held: HeldRequest, seconds: float) -> None:
         """Have each part's node add what it made of the piece, once those before it are added.
@@ -98,116 +165,78 @@ class NodeSums:
             self._turn.notify_all()
 
     async def _add(self, piece: int, count: float, held: HeldRequest, seconds: float) -> None:
-        nodes = {part: held.nodes[part] for part in self._parts}
+        nodes = {part: held.nodes[part] for part in self._adding.parts}
         if held.moves or (piece and nodes != self._nodes):
             raise Unavailable("a part went on on another node in the middle of a step: it begins again")
         self._nodes = nodes
+        last = piece == self._pieces - 1
         counted = {"task/count": np.array(count, np.float32)}
         errands = [
             Errand(
                 shard=f"part{part}",
                 holders=(node,),
                 coverage=range(part, part + 1),
-                instructions=self._adding(piece, self._parts[part], held.lane),
+                instructions=self._adding.of(part, held.lane, piece, last),
+                wanted=self._adding.wanted(part) if last else {},
                 inline=counted,
-                releases=self._released(part),
+                releases=self._releases if part in self._private else (),
             )
             for part, node in nodes.items()
         ]
-        await self._asked(errands, seconds)
+        take = self._answers.append if last else _nothing
+        outcome = await self._trips.make(
+            errands, max(seconds, 0.001), take, believed=(), patient=False, spooled=last
+        )
+        for missing in outcome.missing.values():
+            error: EdgeAttentionError = missing.error or missing.cause(missing.text)
+            raise error
 
-    def _adding(self, piece: int, segment: ModelSegment, lane: int) -> tuple[Instruction, ...]:
-        part = segment.part
-        kept = kept_scope(self._deployment, lane, part)
-        inputs = {f"g/{i}": Stored(kept + one.output) for i, one in enumerate(segment.contributions)}
-        inputs[ADD] = Stored("task/count")
-        places = range(len(inputs) - 1)
-        outputs = {f"t/{i}": f"{self._of(piece, part)}{i}" for i in places}
-        drops = [f"{kept}grad/"]
-        graph = "first"
-        if piece:
-            graph = "next"
-            inputs |= {f"s/{i}": Stored(f"{self._of(piece - 1, part)}{i}") for i in places}
-            drops.append(self._of(piece - 1, part))
-        run = Run(self._graphs[f"sum/{part}/{graph}"], inputs, outputs)
-        return run, Drop(tuple(drops))
-
-    def _of(self, piece: int, part: int) -> str:
-        return f"{self._scope}{self._try}/{piece}/p{part}/"
-
-    def _released(self, part: int) -> tuple[str, ...]:
-        return self._releases if part in self._private else ()
-
-    async def collect(self, names: Mapping[str, str], seconds: float) -> dict[str, Array]:
-        """The sums of all that was added, by result of the schedule; those of several parts' added in the
-        parts' order.
+    async def collect(self, names: Mapping[str, str]) -> dict[str, Array]:
+        """The sums of all pieces, by result of the schedule; those of several parts' added in the parts'
+        order.
 
         Args:
             names: result -> what it is the gradient of.
 
         Raises:
             NotFinite: one is not; names it.
-            EdgeAttentionError: a node has not sent what it has, or not in `seconds`.
+            EdgeAttentionError: what came cannot be read.
         """
-        meetings = Meetings(FoldPlan(self._sums))
-        named = {boundary: names[result] for result, boundary in self._sums.results.items()}
-        answers: list[Returned] = []
-        errands = []
-        for part, segment in self._parts.items():
-            wanted = {}
-            for i, one in enumerate(segment.contributions):
-                spec = self._sums.boundaries[one.boundary].spec
-                wanted[f"t/{i}"] = np.dtype(spec.dtype), extent_shape(spec.shape, one.extent)
-            scope = self._of(self._added - 1, part)
-            errands.append(
-                Errand(
-                    shard=f"part{part}",
-                    holders=(self._nodes[part],),
-                    coverage=range(part, part + 1),
-                    instructions=tuple(
-                        Return(f"{scope}{i}", f"t/{i}") for i in range(len(segment.contributions))
-                    ),
-                    wanted=wanted,
-                    releases=self._released(part),
-                )
-            )
+        sums = self._adding.sums
+        meetings = Meetings(FoldPlan(sums))
+        named = {boundary: names[result] for result, boundary in sums.results.items()}
 
         def fold() -> dict[str, Array]:
             """In the parts' order, one part's in memory at a time."""
-            for answer in sorted(answers, key=lambda one: one.coverage.start):
-                segment = self._parts[answer.coverage.start]
+            for answer in sorted(self._answers, key=lambda one: one.coverage.start):
+                segment = self._adding.parts[answer.coverage.start]
                 outputs = {}
                 for i, one in enumerate(segment.contributions):
                     outputs[one.output] = array = answer.array(f"t/{i}")
                     if not np.isfinite(array).all():
                         raise NotFinite(f"the gradient of {named[one.boundary]} is not finite")
                 meetings.add(0, segment.part, outputs)
-            return {result: meetings.whole(boundary) for result, boundary in self._sums.results.items()}
+            return {result: meetings.whole(boundary) for result, boundary in sums.results.items()}
 
-        try:
-            await self._asked(errands, seconds, answers)
-            return await asyncio.to_thread(fold)
-        finally:
-            await asyncio.to_thread(_close, answers)
+        found = await asyncio.to_thread(fold)
+        self.whole = True
+        return found
 
     def free(self) -> None:
-        """Nodes keep nothing of it."""
-        for node in dict.fromkeys(self._nodes.values()):
-            self._trips.post(node, (Drop((f"{self._scope}{self._try}/",)),))
+        """Nodes keep nothing of it, nor may these names come again: unless it is `whole`."""
+        if not self.whole:
+            for node in dict.fromkeys(self._nodes.values()):
+                self._trips.post(node, (Drop((self._adding.scope,)),))
 
-    async def _asked(
-        self, errands: Sequence[Errand], seconds: float, answers: list[Returned] | None = None
-    ) -> None:
-        def take(answer: Returned) -> None:
-            if answers is not None:
-                answers.append(answer)
+    async def close(self) -> None:
+        """Keep nothing of what came."""
+        answers, self._answers = self._answers, []
+        if answers:
+            await asyncio.to_thread(_close, answers)
 
-        outcome = await self._trips.make(
-            errands, max(seconds, 0.001), take, believed=(), patient=False, spooled=answers is not None
-        )
-        for missing in outcome.missing.values():
-            error: EdgeAttentionError = missing.error or missing.cause(missing.text)
-            raise error
+
+def _nothing(answer: Returned) -> None:
+    """Of an answer that nothing comes with."""
 
 
 def _close(answers: Sequence[Returned]) -> None:

@@ -106,7 +106,8 @@ def test_activations_of_the_pieces_under_way_count_and_computing_them_again_is_p
     again, _ = made.plan(batch=32, micro_batches=4, recompute=True)
 
     def needs(plan):
-        return max(part.weights + 6 * part.trained + 4 * part.kept for part in plan.parts)
+        # Of gradients and sums small parts have one more, which the next is written over.
+        return max(part.weights + 7 * part.trained + 4 * part.kept for part in plan.parts)
 
     assert all(part.kept > 0 for part in found.parts[:2])
     assert found.parts[2].kept == 0, "its two passes are one"

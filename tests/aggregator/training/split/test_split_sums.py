@@ -12,9 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregator.training.federated.plan import DataInput
+from aggregator.training.split.plan import OVERWRITTEN
 from aggregator.training.split.samples import OwnSamples, SampleTurns, check_samples
+from aggregator.training.split.sums import AddingPrograms
 from aggregator.training.split.versions import GradientSum
 from edge_attention.core.errors import InvalidTensor, NotFinite
+from edge_attention.core.messages.program import Return, Run
+from edge_attention.core.schedule.schedule import (
+    Boundary,
+    Contributed,
+    ModelSegment,
+    Schedule,
+    Step,
+    TensorForm,
+)
 from edge_attention.graphs.backward.summed import COUNT, adding_graph
 
 NAMES = ("w", "b")
@@ -74,6 +85,40 @@ def test_graphs_that_add_on_nodes_make_the_bits_that_adding_here_makes(counts, s
     assert (loss, norm) == (other, same)
     for one, two in zip(wanted, found, strict=True):
         assert one.tobytes() == two.tobytes()
+
+
+def adding(elements):
+    """What adds the one gradient of part 0, of so many elements."""
+    segment = ModelSegment(0, "sum/0/next", {}, {}, (Contributed("grad/0", "g"),))
+    boundaries = {"g": Boundary(TensorForm("float32", (elements,)))}
+    sums = Schedule(1, {}, {"grad:w": "g"}, boundaries, (Step((segment,)),), {"sum/0/next": "n"}, {})
+    return AddingPrograms("run", sums, {"sum/0/first": "f", "sum/0/next": "n"})
+
+
+def test_what_adds_a_piece_is_the_same_in_every_step_and_reads_what_the_piece_before_made():
+    programs = adding(4)
+    for piece in range(1, 5):
+        (before,) = programs.of(0, 0, piece - 1, False)
+        (run,) = programs.of(0, piece % 3, piece, False)
+        assert run.inputs["s/0"].name == before.outputs["t/0"] != run.outputs["t/0"]
+        assert f"/lane{piece % 3}/p0/grad/0" in run.inputs["g/0"].name
+    assert programs.of(0, 0, 0, False)[0].graph == "f"
+    # A node knows what comes again by these very instructions.
+    assert programs.of(0, 1, 3, False) is programs.of(0, 1, 5, False)
+    assert adding(4).scope != programs.scope
+    run, sent = programs.of(0, 1, 7, True)
+    assert sent == Return(run.outputs["t/0"], "t/0")
+    assert programs.wanted(0) == {"t/0": (np.dtype(np.float32), (4,))}
+
+
+def test_large_gradients_are_dropped_once_they_are_added_and_small_ones_written_over():
+    assert [type(one) for one in adding(OVERWRITTEN // 4).of(0, 0, 1, False)] == [Run]
+    programs = adding(OVERWRITTEN // 4 + 1)
+    run, drop = programs.of(0, 0, 1, False)
+    before = run.inputs["s/0"].name.removesuffix("0")
+    assert drop.stored == ("job/run/lane0/p0/grad/", before)
+    _, sent, drop = programs.of(0, 0, 1, True)
+    assert drop.stored == ("job/run/lane0/p0/grad/", before, sent.stored.removesuffix("0"))
 
 
 def test_a_norm_past_clip_is_clip():
