@@ -29,7 +29,7 @@ export function own({ state, at }, kind, name) {
     return [
       map(name, state.contexts[name], state),
       h("p", { key: "facts", class: "soft" }, `Keys of ${dims[0]} numbers and values of ${dims[1]}, in ${plural(segments, "segment")}.`),
-      section("latest", "How it was answered", "asked", queriesTable(asked, "No query of it is remembered.")),
+      section("latest", "How it was answered", "asked", queriesTable(asked, "No query of it is remembered since the aggregator started.")),
       shares(asked, state),
     ];
   }
@@ -136,7 +136,7 @@ function queriesTable(latest, without) {
     h("table", { id: "queries-table" },
       h("caption", { class: "unseen" }, "The latest queries, the newest first"),
       h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "wide" }, "At"), h("th", { scope: "col" }, "Context"),
-        h("th", { scope: "col" }, "Answer"), h("th", { scope: "col", class: "num" }, "Took"), h("th", { scope: "col", class: "wide" }, "Of that"))),
+        h("th", { scope: "col" }, "Answer"), h("th", { scope: "col", class: "num wide" }, "Took"), h("th", { scope: "col", class: "wide" }, "Of that"))),
       h("tbody", {}, latest.map(([number, query]) => row(number, query)))),
     h("p", { class: "legend wide inset" }, legend("in graphs, at the slowest node", "s0"), legend("in its queue", "s1"), legend("network", "s2"), legend("merge", "s3")));
 }
@@ -152,10 +152,10 @@ function row(number, query) {
   const bound = query.outcome === "partial" ? `${percent(query.share)} of the tokens; off by ${query.bound === null ? "nobody knows how much" : `at most ${short(query.bound)}`}` : "";
   return h("tr", { key: number, "data-outcome": query.outcome },
     h("td", { class: "at wide" }, clock(query.time)),
-    h("td", {}, named(query.context), h("span", { class: "sub narrow" }, clock(query.time)), h("span", { class: "sub" }, plural(query.queries, "query", "queries"))),
+    h("td", {}, named(query.context), h("span", { class: "sub narrow" }, `${clock(query.time)} · ${took(seconds.all)}`), h("span", { class: "sub" }, plural(query.queries, "query", "queries"))),
     h("td", {}, h("span", { class: `badge ${badge[0]}` }, badge[1]), bound ? h("span", { class: "sub" }, bound) : null,
       query.why.map((why) => h("span", { class: "sub" }, why))),
-    h("td", { class: "num" }, took(seconds.all)),
+    h("td", { class: "num wide" }, took(seconds.all)),
     h("td", { class: "wide" }, parts.length ? [stacked(parts.map(([, s, mark]) => [s, mark]), parts.map(([name, s]) => `${name} ${took(s)}`).join(", "))] : ""));
 }
 

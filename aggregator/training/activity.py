@@ -22,9 +22,9 @@ RUNS = 32
 
 @dataclass(frozen=True)
 class RoundLine:
-    """One committed round, as a line to read."""
+    """One committed round, as a line to read. `time`: None: in an earlier life of the aggregator."""
 
-    time: float
+    time: float | None
     run: str
     number: int
     version: int
@@ -53,14 +53,21 @@ class RunActivity:
         self.runs: OrderedDict[str, RunCurves] = OrderedDict()
 
     def round(self, run: str, record: TrainingRound, now: float) -> None:
+        self._line(run, record, now)
+        self.recall(run, record)
+
+    def earlier(self, run: str, record: TrainingRound) -> None:
+        """A round of an earlier life as a line to read; `recall` has it in the curves."""
+        self._line(run, record, None)
+
+    def _line(self, run: str, record: TrainingRound, time: float | None) -> None:
         nodes = len(record.nodes or record.mass)
         seconds = record.seconds.get("all", 0.0)
         self.rounds.append(
             RoundLine(
-                now, run, record.number, record.version, record.loss, seconds, nodes, dict(record.left_out)
+                time, run, record.number, record.version, record.loss, seconds, nodes, dict(record.left_out)
             )
         )
-        self.recall(run, record)
 
     def evaluated(self, run: str, number: int, evaluation: Evaluation) -> None:
         curves = self._run(run)

@@ -14,7 +14,7 @@ export const links = [["training", "Training"]];
 export function sections({ state, width, redraw }) {
   return [
     section("training", "Training", "runs", runCards(state, width("runs"), redraw)),
-    section("rounds", "Rounds as they happen", "committed", roundsTable(rounds(state).slice(0, LISTED), "Each round of a run is told here when its version is committed.")),
+    section("rounds", "Rounds as they happen", "committed", roundsTable(rounds(state).filter((round) => round.time !== null).slice(0, LISTED), "Each round of a run is told here when its version is committed.")),
   ];
 }
 
@@ -25,22 +25,24 @@ export function own({ state, width, redraw }, kind, name) {
     return [
       card(name, run, state, width("own-body"), redraw),
       run.notes.length ? h("ul", { class: "notes soft", key: "notes" }, run.notes.map((note) => h("li", {}, note))) : null,
-      section("rounds", "Its rounds", "committed", roundsTable(rounds(state).filter((round) => round.run === name), "No round is remembered since the aggregator started.")),
+      section("rounds", "Its rounds", "committed", roundsTable(rounds(state).filter((round) => round.run === name),
+        run.round ? `Only the latest rounds are remembered here: edge-attention train watch ${name} tells all.` : "It has committed none.")),
     ];
   }
   if (kind === "node" && name in state.nodes) {
-    const at = Object.entries(state.runs).filter(([, run]) => run.state === "running" && name in run.nodes);
+    const takesPart = Object.entries(state.runs).filter(([, run]) => run.state === "running" && name in run.nodes);
     const out = rounds(state).filter((round) => name in round.left_out);
-    if (!at.length && !out.length) return null;
+    if (!takesPart.length && !out.length) return null;
     return section("training", "Training", "runs", h("ul", { class: "card" },
-      at.map(([id, run]) => h("li", { key: id }, linked("run", id), `: ${run.nodes[name]}`)),
-      out.map((round) => h("li", { key: `${round.run}/${round.number}` }, h("span", { class: "at" }, `${clock(round.time)} `), linked("run", round.run),
+      takesPart.map(([id, run]) => h("li", { key: id }, linked("run", id), `: ${run.nodes[name]}`)),
+      out.map((round) => h("li", { key: `${round.run}/${round.number}` }, h("span", { class: "at" }, `${at(round)} `), linked("run", round.run),
         ` went without it in round ${count(round.number)}: ${round.left_out[name]}`))));
   }
   return null;
 }
 
-const rounds = (state) => Object.values(state.rounds).sort((a, b) => b.time - a.time || b.number - a.number);
+// Those of an earlier life of the aggregator have no time: they come last, as they were told.
+const rounds = (state) => Object.values(state.rounds).reverse().sort((a, b) => (b.time ?? 0) - (a.time ?? 0));
 
 export function tiles({ state }) {
   const going = Object.values(state.runs).filter((run) => run.state === "running");
@@ -139,10 +141,12 @@ function roundsTable(latest, without) {
       h("thead", {}, h("tr", {}, h("th", { scope: "col", class: "wide" }, "At"), h("th", { scope: "col" }, "Run"), h("th", { scope: "col", class: "num" }, "Round"),
         h("th", { scope: "col", class: "num" }, "Loss"), h("th", { scope: "col", class: "num wide" }, "Took"), h("th", { scope: "col", class: "wide" }, "Nodes"))),
       h("tbody", {}, latest.map((round) => h("tr", { key: `${round.run}/${round.number}` },
-        h("td", { class: "at wide" }, clock(round.time)), h("td", {}, named(round.run)), h("td", { class: "num" }, count(round.number)),
+        h("td", { class: "at wide" }, at(round)), h("td", {}, named(round.run)), h("td", { class: "num" }, count(round.number)),
         h("td", { class: "num" }, round.loss === null ? "not finite" : short(round.loss)),
         h("td", { class: "num wide" }, took(round.seconds)), h("td", { class: "wide" }, plural(round.nodes, "node"), left(round.left_out)))))));
 }
+
+const at = (round) => (round.time === null ? "earlier" : clock(round.time));
 
 function left(out) {
   const told = Object.entries(out).map(([name, why]) => `${name}: ${why}`);

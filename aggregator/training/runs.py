@@ -57,7 +57,7 @@ from edge_attention.wire.services import START_RUN
 log = logging.getLogger(__name__)
 
 STOPPED = "stopped on request"
-RECALLED = 8
+RECALLED, LISTED = 8, 6
 """Runs whose curves are drawn again after a restart."""
 
 UNUSED_SECONDS = 3600.0
@@ -373,15 +373,17 @@ class Runs:
         return tuple(runs[:count])
 
     def recall(self) -> None:
-        """Read what earlier processes have left, and have the curves of the latest runs known. Blocks.
+        """Read what earlier processes have left, and have curves and rounds of the latest runs known. Blocks.
 
         Call it once, in a thread, before anything else is asked of the runs.
         """
         self._recall_runs()
-        for run in self.overview(RECALLED):
+        for run in reversed(self.overview(RECALLED)):
             every = max(1, run.round // POINTS)
             for row in self._state.records(run.id, 0, every):
                 self._services.activity.recall(run.id, record_from(row.record))
+            for row in self._state.records(run.id, max(0, run.round - LISTED)):
+                self._services.activity.earlier(run.id, record_from(row.record))
 
     async def watch(self, name: str, after_round: int) -> AsyncIterator[TrainingRound | TrainingRun]:
         """Rounds after `after_round`, and the run whenever it changes, until it ends."""

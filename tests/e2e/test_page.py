@@ -209,6 +209,12 @@ def test_a_run_a_context_and_a_node_have_pages_of_their_own(lively, browser, tmp
     until(lambda: browser.count("#rounds-table tbody tr") == 30, "all of its rounds")
     browser.wait_for(f"[data-run={run.id}] .losses path.curve")
     browser.shots(made, "page-run")
+    lively.fleet.kill(AGGREGATOR)
+    lively.fleet.start_aggregator(*LEASE, "--metrics-port", "0")
+    url = f"{page_of(lively.fleet)}#run/{run.id}"
+    browser.go(url)
+    browser.wait(r"earlier.*30\s.*earlier.*29\s", "#rounds-table tbody")
+    browser.wait_for(f"[data-run={run.id}] .losses path.curve")
     browser.go(url.replace(run.id, "none-123456"))
     browser.wait("There is no run of this name", "#own-body")
     ids = browser.run("return [...document.querySelectorAll('[id]')].map(e => e.id)")

@@ -95,7 +95,7 @@ function troubles(at) {
 const ranked = () => Object.entries(state.troubles).sort((a, b) => a[1].rank - b[1].rank);
 
 function trouble(key, one, at) {
-  const since = one.since && !one.over ? ` ${one.nodes.length > 1 ? "The first for" : "For"} ${span(at - one.since)} now.` : "";
+  const since = one.since && !one.over ? ` ${one.nodes.length > 1 ? "The first of them for" : "For"} ${span(at - one.since)} now.` : "";
   return h("div", { key, class: `trouble ${one.over ? "over" : one.severity}`, "data-trouble": key },
     h("p", {}, one.over ? null : h("span", { class: "word" }, WORDS[one.severity]), one.text, since,
       one.more ? [" ", h("a", { href: `#${one.more}` }, "Why, and what to do")] : null),

@@ -176,7 +176,8 @@ def test_the_next_process_draws_the_curves_again(tmp_path):
         assert again.loss.x == [1, 2, 3, 4, 5, 6]
         for name in ("loss", "evaluation", "mass"):
             assert getattr(again, name).series() == getattr(drawn, name).series()
-        assert not house.run_activity.rounds, "old rounds are no news"
+        lines = house.run_activity.rounds
+        assert [(line.run, line.number, line.time) for line in lines] == [(id, n, None) for n in range(1, 7)]
         (run,) = house.runs.overview(5)
         assert (run.id, run.state.value, run.round) == (id, "finished", 6)
         assert [row.round for row in house.state.records(id, 0, 2)] == [2, 4, 6]

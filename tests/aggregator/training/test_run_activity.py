@@ -44,6 +44,9 @@ def test_what_an_earlier_life_recorded_is_drawn_and_not_told_as_news():
     assert seen.runs["r"].loss.series() == {"loss": [3.0, 2.0]}
     assert seen.runs["r"].evaluation.x == [1]
     assert len(seen.rounds) == 1
+    seen.earlier("r", record(1, 3.0))
+    assert [line.time for line in seen.rounds] == [0.0, None]
+    assert seen.runs["r"].loss.series() == {"loss": [3.0, 2.0]}
 
 
 def test_the_run_that_has_been_quiet_longest_is_forgotten_first():
