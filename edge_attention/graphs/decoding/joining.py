@@ -22,6 +22,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
 
 from edge_attention.core.errors import FailedPrecondition, InvalidGraph
 from edge_attention.graphs.axes.model_reading import OpenModel, mapped, open_model
+from edge_attention.graphs.decoding.input_sizes import read_sizes_off
 from edge_attention.graphs.decoding.step_graph import ONE_GRAPH, StepGraph, both_in_one
 from edge_attention.graphs.onnx_file import serialize
 from edge_attention.graphs.reading.needed import reads
@@ -149,8 +150,10 @@ def _joined(first: OpenModel, step: OpenModel) -> _Joined:
     back_model = OpenModel(step.path, back.model, step.places)
     lacking = {name for node in back.nodes for name in reads(node)} & set(_lacking(_with_nodes(back)))
     made = {name: _same(name, front.outputs) for name in sorted(lacking)}
-    nodes = front.before(made.values())
     states = [name for name, value in front.inputs.items() if len(value.type.tensor_type.shape.dim) == 3]
+    if len(states) == 1:
+        read_sizes_off(front, states[0], made.values())
+    nodes = front.before(made.values())
     inputs = dict(back.inputs)
     read = {name for node in nodes for name in reads(node)}
     if len(states) != 1 or states[0] not in read:

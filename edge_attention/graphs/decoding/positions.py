@@ -42,7 +42,8 @@ def free_of_the_past(graph: StepGraph, inputs: DecoderInputs, outputs: Collectio
             for past, array in zip(_TRIED, values[name], strict=True)
         )
     ]
-    for name in at_rows:
+    # The last first: what is repeated by the batch before it is looked up has rows as it is.
+    for name in reversed(at_rows):
         nodes = list(graph.nodes)
         kind = values[name][0].dtype
         if kind == np.int64 and not inputs.positions:

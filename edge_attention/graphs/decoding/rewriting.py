@@ -20,6 +20,7 @@ from edge_attention.core.errors import FailedPrecondition
 from edge_attention.graphs.axes.model_reading import OpenModel
 from edge_attention.graphs.decoding.cores import CoreForm, bound_alone, cores_of, form_of, memory_cores_of
 from edge_attention.graphs.decoding.grouped import GROUPED, rewrite_grouped
+from edge_attention.graphs.decoding.input_sizes import read_sizes_off
 from edge_attention.graphs.decoding.memory import require_token_by_token
 from edge_attention.graphs.decoding.positions import free_of_the_past
 from edge_attention.graphs.decoding.step_graph import DecoderInputs, StepGraph, label
@@ -65,6 +66,7 @@ def as_steps(opened: OpenModel) -> SteppedModel:
     graph = StepGraph.of(opened)
     inputs = graph.decoder_inputs()
     logits = _logits(graph, inputs)
+    read_sizes_off(graph, inputs.ids, [logits], graph.inputs)
     length = _grouped(graph, inputs)
     length = min(length, _plain(graph, inputs))
     graph.prune([logits])

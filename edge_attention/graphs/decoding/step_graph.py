@@ -56,6 +56,7 @@ class StepGraph:
     model: ModelProto
     nodes: list[NodeProto] = field(default_factory=list)
     made: int = 0
+    added: dict[str, Array] = field(default_factory=dict)
 
     @classmethod
     def of(cls, opened: OpenModel) -> StepGraph:
@@ -93,8 +94,9 @@ class StepGraph:
         return tuple(dim.dim_value for dim in self.inputs[name].type.tensor_type.shape.dim)
 
     def read(self, name: str) -> Array:
-        """All of an initializer."""
-        return self.opened.read(name)
+        """All of an initializer, of the file or added since."""
+        added = self.added.get(name)
+        return self.opened.read(name) if added is None else added
 
     def decoder_inputs(self) -> DecoderInputs:
         """What its inputs are, by type, rank and, of whole numbers, by name.
@@ -204,7 +206,8 @@ class StepGraph:
     def constant(self, value: Array) -> str:
         """A new constant's name."""
         name = self.name("constant")
-        self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+        self.added[name] = np.asarray(value)
+        self.model.graph.initializer.append(numpy_helper.from_array(self.added[name], name))
         return name
 
     def reshaped(self, nodes: list[NodeProto], value: str, *shape: int, out: str = "") -> str:
