@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.compose.console import Failed, run, tail
+from tests.compose.console import Failed, run, tail, wait_for
 from tests.compose.engine import Engine, compose_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +72,16 @@ class Project:
 
     def logs(self, lines: int = 60) -> str:
         return tail(self("logs", "--no-color", f"--tail={lines}", check=False), 400)
+
+
+def healthy(project: Project, *services: str) -> None:
+    def found() -> bool:
+        states = {service: project.health(service) for service in services}
+        if not all(held and set(held) == {"healthy"} for held in states.values()):
+            raise Failed(f"they are {states}")
+        return True
+
+    wait_for("every container to be healthy", found, 600)
 
 
 def make_variables(folder: Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from tests.compose import base, data
+from tests.compose.carried import carried_over
 from tests.compose.certificates import make_certificates, write_secret
 from tests.compose.console import Failed, run, say, wait_for
 from tests.compose.fleet import (
@@ -22,6 +23,7 @@ from tests.compose.fleet import (
     Prometheus,
     copy_into,
     get_page,
+    healthy,
     last_object,
     make_variables,
     need,
@@ -123,16 +125,6 @@ def up(world: World) -> None:
     need("these are the three", world.names == [f"edge-node-{n}" for n in (1, 2, 3)], world.names)
     world.engine.docker("cp", f"{world.fleet.containers('aggregator')[0]}:/run/edge-attention", world.trust)
     world.said.address = f"{own_address(world.fleet)}:{world.variables['AGGREGATOR_PORT']}"
-
-
-def healthy(project: Project, *services: str) -> None:
-    def found() -> bool:
-        states = {service: project.health(service) for service in services}
-        if not all(held and set(held) == {"healthy"} for held in states.values()):
-            raise Failed(f"they are {states}")
-        return True
-
-    wait_for("every container to be healthy", found, 600)
 
 
 def confined(world: World) -> None:
@@ -383,7 +375,7 @@ def own_certificates(world: World) -> None:
 
 STEPS: list[Callable[[World], None]] = [
     bases, valid, built, images, up, confined, pages, password, scraped, trained, contained, attended,
-    upgraded, fourth, panels, lost, drained, own_certificates,
+    upgraded, fourth, panels, lost, drained, own_certificates, carried_over,
 ]  # fmt: skip
 
 
