@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import threading
 
 import numpy as np
 import pytest
 from fleets import SPEC, Fleet, command, exact, queries, states, tokens, until
+from trusted import TrustedFleet
 
-from edge_attention import InvalidArgument, NotFound
-from edge_attention.core.errors import AlreadyExists, FailedPrecondition, PrivateTensor
+from edge_attention import Client, InvalidArgument, NotFound
+from edge_attention.core.errors import AlreadyExists, FailedPrecondition, PrivateTensor, Unauthenticated
+from tests.compat import state as kept
 
 CLIENT, AGGREGATOR = "edge_attention.cli.main", "aggregator.main"
 
@@ -95,46 +96,81 @@ def test_contexts_are_trimmed_exported_imported_and_repaired_and_nodes_forgotten
 
 
 def test_a_backup_under_load_is_what_was_acknowledged_then(tmp_path):
-    sys.path.insert(0, str(tmp_path))
+    """Contexts, runs, trust and deployments, of the moment it began; what came later is not in it."""
     keys, values = tokens(4000)
-    with Fleet(tmp_path, state=True) as fleet:
-        fleet.nodes("a", flags=("--store", str(tmp_path / "store-a")))
+    new = tmp_path / "new"
+    new.mkdir()
+    with TrustedFleet(tmp_path) as fleet:
+        joins = fleet.make_token("--name", "a", "--uses", "1")["token"]
+        with fleet.client() as client:
+            releases = sorted({one.release for one in client.plan(kept.job()) if one.release})
+        rows = {"data": {"rows": kept.data(tmp_path)}, "allow_release": releases}
+        fleet.trusted_node("a", token=joins, **rows)
+        fleet.trusted_node("gone")
+        fleet.aggregator("certificate", "revoke", "gone")
+        good, bad = (fleet.make_token("--role", "user", "--name", name) for name in ("good", "bad"))
+        fleet.aggregator("token", "revoke", bad["id"])
         acknowledged, stop = [0], threading.Event()
+        with fleet.client() as client:
+            context = client.create_context("memory", **SPEC)
+            client.deploy(kept.classifier(), "classifier", plan="replicate", nodes=["a"])
+            logits = client.model("classifier").infer({"x": kept.inputs()})["logits"]
+            kept.finished(client.train(kept.job()))
+            parameters = client.run("kept").parameters()
 
-        def load():
-            with fleet.client() as client:
-                context = client.create_context("memory", **SPEC)
+            def load():
                 while not stop.is_set() and acknowledged[0] < len(keys):
                     at = acknowledged[0]
                     context.append(keys[at : at + 5], values[at : at + 5])
                     acknowledged[0] = at + 5
 
-        thread = threading.Thread(target=load)
-        thread.start()
-        try:
-            until(lambda: acknowledged[0] >= 50)
-            before = acknowledged[0]
-            done = command(AGGREGATOR, "--state", fleet.state, "backup", tmp_path / "backup", "--json")
-            after = acknowledged[0]
-        finally:
-            stop.set()
-            thread.join()
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["contexts"] == 1
+            thread = threading.Thread(target=load)
+            thread.start()
+            try:
+                until(lambda: acknowledged[0] >= 50, "appends", 60)
+                before = acknowledged[0]
+                done = command(AGGREGATOR, "--state", fleet.state, "backup", tmp_path / "backup", "--json")
+                after = acknowledged[0]
+            finally:
+                stop.set()
+                thread.join()
+            assert done.returncode == 0, done.stderr
+            assert json.loads(done.stdout)["contexts"] == 1
+            client.deploy(kept.classifier(), "later", plan="replicate", nodes=["a"])
+            kept.finished(client.train(kept.job(rounds=1)))
+        later = fleet.make_token("--role", "user", "--name", "later")
         fleet.terminate("a")
     broken = tmp_path / "broken"
     shutil.copytree(tmp_path / "backup", broken)
     (broken / "state" / "id").unlink()
-    done = command(AGGREGATOR, "restore", broken, "--state", tmp_path / "new" / "state")
+    done = command(AGGREGATOR, "restore", broken, "--state", new / "state")
     assert done.returncode == 1
     assert "is not whole: id is missing" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    done = command(AGGREGATOR, "restore", tmp_path / "backup", "--state", tmp_path / "new" / "state")
+    done = command(AGGREGATOR, "restore", tmp_path / "backup", "--state", new / "state")
     assert done.returncode == 0, done.stderr
     assert "restored to" in done.stdout
-    with Fleet(tmp_path / "new", state=True) as fleet:
-        fleet.nodes("a", flags=("--store", str(tmp_path / "store-a")))
-        with fleet.client() as client:
+    for name in ("a", "gone"):
+        (tmp_path / name).rename(new / name)
+    with TrustedFleet(new) as fleet:
+        # By what they keep alone, without a token: the authority is the same, and who was revoked still is.
+        fleet.start_node("a", "--threads", "1", "--store", str(new / "a"), **rows)
+        gone = fleet.start_node("gone", "--threads", "1", "--store", str(new / "gone"), wait=False)
+        gone.wait_for("certificate of node 'gone' was revoked", 30)
+        another = fleet.start_node(
+            "b", "--threads", "1", "--store", str(new / "b"), "--join-token", joins, wait=False
+        )
+        another.wait_for("enrolling was refused", 30)
+        for token in (bad, later):
+            with pytest.raises(Unauthenticated), Client(fleet.address, token=token["token"]) as client:
+                client.nodes()
+        with Client(fleet.address, token=good["token"], patience=60) as client:
+            assert [run.name for run in client.runs()] == ["kept"]
+            for name, array in client.run("kept").parameters().items():
+                np.testing.assert_array_equal(array, parameters[name])
+            assert [model.name for model in client.models()] == ["classifier"]
+            again = client.model("classifier").infer({"x": kept.inputs()}, deadline=60)["logits"]
+            np.testing.assert_array_equal(again, logits)
             context = client.context("memory")
             count = context.describe().tokens
             assert before <= count <= after + 5
