@@ -2,7 +2,8 @@
 
     python -m tests.year [--runs 500] [--rounds 40] [--contexts 200]
 
-Ends with 0 if the aggregator is back in under 3 s with all of it, and with what the settings keep.
+Ends with 0 if the aggregator is back, with all of it and with what the settings keep, in under 3 s of
+processor.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def main() -> int:
 
     def told(what: str, found: Found) -> None:
         say(
-            f"{what}: {found.runs} runs, started in {found.start_seconds:.2f} s, memory "
+            f"{what}: {found.runs} runs, started with {found.start_processor:.2f} s of processor in "
+            f"{found.start_seconds:.2f} s, memory "
             f"{found.memory >> 20} MiB, state {found.state >> 10:,} KiB {found.by_kind}"
         )
 
@@ -48,7 +50,7 @@ def main() -> int:
             less = restarted(fleet, folder, *kept)
             told(f"--keep-runs {year.kept}", less)
             works(fleet)
-    ok = max(whole.start_seconds, less.start_seconds) < START_SECONDS
+    ok = max(whole.start_processor, less.start_processor) < START_SECONDS
     ok = ok and whole.runs == year.runs and less.runs == year.kept and less.state < whole.state
     say("as the settings say" if ok else "NOT as it is to be")
     return 0 if ok else 1

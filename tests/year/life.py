@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from tests.compat.state import CONTEXT, data, finished, job, tokens
 NODES = ("a", "b", "c")
 KEEPING = 100
 """Runs that are kept once the year is over."""
+AT_ONCE = 4
+"""Runs that are planned or go on at the same time: so many plans one caller may ask for at once."""
+PATIENCE = 120.0
+"""Seconds that a process may take to start or to end."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +37,13 @@ class Year:
 
 @dataclass(frozen=True)
 class Found:
-    """What there was at one moment: seconds of the aggregator's start; its memory and its state, in bytes."""
+    """What there was at one moment: what the aggregator's start took; its memory and its state, in bytes.
+
+    `start_processor`: seconds of processor; `start_seconds`: by the clock, which work of others prolongs.
+    """
 
     runs: int
+    start_processor: float
     start_seconds: float
     memory: int
     state: int
@@ -46,6 +55,12 @@ def memory(fleet: LocalFleet) -> int:
     return int(psutil.Process(fleet.child(AGGREGATOR).pid).memory_info().rss)
 
 
+def processor(fleet: LocalFleet, name: str) -> float:
+    """Seconds of processor that it has used since its start."""
+    used = psutil.Process(fleet.child(name).pid).cpu_times()
+    return float(used.user + used.system)
+
+
 def live(fleet: LocalFleet, folder: Path, year: Year, say: Callable[[str], None]) -> None:
     """Let it pass."""
     file = data(folder)
@@ -55,34 +70,52 @@ def live(fleet: LocalFleet, folder: Path, year: Year, say: Callable[[str], None]
         def start(name: str) -> None:
             fleet.start_node(
                 name, "--threads", "1", "--store", str(folder / f"store-{name}"), "--memory-limit", "256MB",
-                data={"rows": file}, allow_release=releases,
+                data={"rows": file}, allow_release=releases, timeout=PATIENCE,
             )  # fmt: skip
 
         for name in NODES:
             start(name)
-        keys, values = tokens()
-        began, made = time.monotonic(), 0
-        for number in range(year.runs):
-            run = client.train(one(year))
-            due = (number + 1) * year.contexts // year.runs
-            while made < due:
-                context = client.create_context(f"day-{made}", **CONTEXT, replicas=2)
-                context.append(keys, values)
-                if made >= 2:  # some stay for a while
-                    client.context(f"day-{made - 2}").drop()
-                made += 1
-            if number % 10 == 9:  # one that does not take part goes, and comes back with what it stored
-                name = NODES[1 + number // 10 % 2]
-                fleet.kill(name) if number % 20 == 9 else fleet.terminate(name)
-                start(name)
-            finished(run)
-            if (number + 1) % max(1, year.runs // 10) == 0:
-                sizes = state_bytes(folder / "state")
-                say(
-                    f"{number + 1} runs, {(number + 1) * year.rounds:,} rounds, {made} contexts in "
-                    f"{time.monotonic() - began:.0f} s: memory {memory(fleet) >> 20} MiB, state "
-                    f"{sum(sizes.values()) >> 10:,} KiB {sizes}"
-                )
+        began, days = time.monotonic(), Days(client)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            runs = [pool.submit(lambda: finished(client.train(one(year)))) for _ in range(year.runs)]
+            try:
+                for number, run in enumerate(runs, 1):
+                    run.result()
+                    days.to(number * year.contexts // year.runs)
+                    if (
+                        number % 10 == 0
+                    ):  # one that does not take part goes, and comes back with what it stored
+                        name = NODES[1 + number // 10 % 2]
+                        fleet.terminate(name, PATIENCE) if number % 20 else fleet.kill(name)
+                        start(name)
+                    if number % max(1, year.runs // 10) == 0:
+                        say(f"{number} runs in {time.monotonic() - began:.0f} s: {sizes(fleet, folder)}")
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+class Days:
+    """Contexts that come, and of which all but the last two have gone."""
+
+    def __init__(self, client: Client) -> None:
+        self._client, self._made = client, 0
+        self._keys, self._values = tokens()
+
+    def to(self, count: int) -> None:
+        for number in range(self._made, count):
+            context = self._client.create_context(f"day-{number}", **CONTEXT, replicas=2)
+            context.append(self._keys, self._values)
+            if number >= 2:
+                self._client.context(f"day-{number - 2}").drop()
+        self._made = max(self._made, count)
+
+
+def sizes(fleet: LocalFleet, folder: Path) -> str:
+    by_kind = state_bytes(folder / "state")
+    return (
+        f"{processor(fleet, AGGREGATOR):.0f} s of processor, memory {memory(fleet) >> 20} MiB, "
+        f"state {sum(by_kind.values()) >> 10:,} KiB {by_kind}"
+    )
 
 
 def one(year: Year) -> object:
@@ -93,12 +126,12 @@ def restarted(fleet: LocalFleet, folder: Path, *flags: str) -> Found:
     """kill -9 of the aggregator, and how it comes back."""
     fleet.kill(AGGREGATOR)
     began = time.monotonic()
-    fleet.start_aggregator(*flags)
-    took = time.monotonic() - began
+    fleet.start_aggregator(*flags, timeout=PATIENCE)
+    took, used = time.monotonic() - began, processor(fleet, AGGREGATOR)
     with Client(fleet.address, patience=60) as client:
         runs = len(client.runs())
     sizes = state_bytes(folder / "state")
-    return Found(runs, took, memory(fleet), sum(sizes.values()), sizes)
+    return Found(runs, used, took, memory(fleet), sum(sizes.values()), sizes)
 
 
 def settled(fleet: LocalFleet, year: Year, seconds: float) -> None:
