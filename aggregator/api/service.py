@@ -79,8 +79,8 @@ class Api:
         lost = [what for recipe in self._recipes if recipe.only_on for what in recipe.only_on(name)]
         if lost and not request.even_alone:
             raise FailedPrecondition(
-                f"no other node than {name!r} has {_some(lost)}: start it again, or trim or drop what nobody "
-                "needs; to forget it all the same (--even-alone), and have answers go on without these"
+                f"no other node than {name!r} has {_some(lost)}: start it again, or trim, drop or undeploy "
+                "what nobody needs; to forget it all the same (--even-alone), and go on without these"
             )
         self._membership.forget(name)
         await to_the_end(self._forgotten(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from aggregator.engine.recipe import Engine, Recipe
@@ -99,8 +100,19 @@ def inference(engine: Engine) -> Recipe:
         InferencePage(deployments, activity),
         Path(__file__).with_name("page.js"),
         unneeded=lambda member: (*deployments.unneeded(member), *sessions.unneeded(member)),
+        only_on=lambda node: only_on(node, deployments.deployed()),
         recall=recall,
         resume=deployments.resume,
         close=close,
         offers=(plane, generator),
     )
+
+
+def only_on(node: str, serving: Iterable[Deployed]) -> tuple[str, ...]:
+    """What of the models that serve no other node than this one holds, a few words each."""
+    found = []
+    for deployed in serving:
+        holders = deployed.planned.holders if deployed.planned is not None else {}
+        if count := sum(set(nodes) == {node} for nodes in holders.values()):
+            found.append(f"{count} of {len(holders)} parts of model {deployed.name!r}")
+    return tuple(found)

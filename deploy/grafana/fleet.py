@@ -181,6 +181,7 @@ LOAD = Row(
             "Named sequences of keys and values.",
             Query(f"sum({A}contexts)", "contexts"),
             unit="short",
+            span=6,
             steps=True,
         ),
         series(
@@ -188,6 +189,7 @@ LOAD = Row(
             "Over all contexts and nodes.",
             Query(f"sum({A}context_tokens)", "tokens"),
             unit="short",
+            span=6,
             steps=True,
         ),
         series(
@@ -195,6 +197,16 @@ LOAD = Row(
             "new: a process that was not known; resumed: the same process after its stream broke; refused.",
             Query(f"sum by (outcome) (increase({A}registrations_total[$__rate_interval]))", "{{outcome}}"),
             unit="short",
+            span=6,
+        ),
+        series(
+            "Disk of the state",
+            "Bytes left on the disk of the aggregator's --state, and what takes room there, by kind. An "
+            "alert fires at a tenth left, or when it fills within a day.",
+            Query(f"min({A}state_disk_free_bytes)", "left"),
+            Query(f"sum by (kind) ({A}state_bytes)", "{{kind}}"),
+            unit="bytes",
+            span=6,
         ),
     ],
 )

@@ -22,7 +22,7 @@ def nodes(ctx: click.Context, as_json: bool) -> None:
 @nodes.command()
 @click.argument("node")
 @click.option(
-    "--even-alone", is_flag=True, help="Also where only NODE has tokens of a context: these stay missing."
+    "--even-alone", is_flag=True, help="Also where only NODE has tokens of a context, or a part of a model."
 )
 @json_option
 @click.pass_obj

@@ -89,6 +89,11 @@ class ContextWriter:
                 array.flush()  # type: ignore[attr-defined]
             self._arrays = {}
             os.replace(self._temporary, self._file)
+            folder = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)  # the name, too, outlives the power
+            finally:
+                os.close(folder)
         except OSError as error:
             raise InvalidArgument(f"{self._file} cannot be written: {error.strerror}") from None
         return self._count

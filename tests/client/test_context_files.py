@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -38,3 +40,19 @@ def test_an_import_that_ends_in_the_middle(address, fake, file, monkeypatch, may
     said = "; context 'c' is there with a part of the tokens, and could not be dropped: it takes an operator"
     assert raised.value.message.endswith(said) is not may
     assert ("c" in fake.contexts) is not may
+
+
+def test_an_export_outlives_the_power_by_its_name(tmp_path, monkeypatch):
+    """The folder is synced once the file has its name."""
+    synced, fsync = [], os.fsync
+
+    def noted(descriptor):
+        synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), (tmp_path / "c.safetensors").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    tokens = np.ones((3, 2, 4), np.float32)
+    writer = ContextWriter(tmp_path / "c.safetensors")
+    writer.add(ContextPiece(ContextSpec("c", 4, 2, 4, 4, 1), 3, np.arange(3), tokens, tokens))
+    writer.finish()
+    assert synced[-1] == (str(tmp_path), True)

@@ -39,6 +39,7 @@ AGGREGATOR = {
     "infer_segments_again_total": set(),
     "generation_tokens_total": {"kind"},
     "runs": set(),
+    "state_bytes": {"kind"},
     "state_disk_bytes": set(),
     "state_disk_free_bytes": set(),
     "rounds_total": set(),
