@@ -52,7 +52,7 @@ def table(found: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> str:
 
     Args:
         found: length -> who -> `times` what ONNX Runtime takes, `mb` a request, `held` MB of each process,
-            `killed`: what became of it.
+            `killed`: what the next request is answered, and `seconds` after which.
     """
     rows = [HEAD, ("---",) * len(HEAD)]
     for who in next(iter(found.values())):
@@ -63,7 +63,8 @@ def table(found: Mapping[int, Mapping[str, Mapping[str, Any]]]) -> str:
                 *(f"{one['times']:.2f} times" for one in of),
                 " and ".join(f"{one['mb']:.1f}" for one in of),
                 "; ".join(", ".join(f"{held:.0f}" for held in one["held"]) for one in of),
-                "; ".join(dict.fromkeys(one["killed"] for one in of)),
+                "; ".join(dict.fromkeys(one["killed"] for one in of))
+                + "".join(f", {one['seconds']:.1f} s" for one in of if one["seconds"]),
             )
         )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -81,14 +82,16 @@ def _measured(length: int, programs: Path | None, gguf: Path | None) -> dict[str
         "ONNX Runtime, one process": {
             "times": 1.0,
             "mb": 0.0,
-            "held": [staged["onnxruntime_resident_mb"]],
+            "held": [],  # its process is this one, which holds all sorts of things
             "killed": "the service is gone",
+            "seconds": 0.0,
         },
         "Ray, an actor a stage, 2 stages": {
             "times": staged["ray_by_onnxruntime"],
             "mb": staged["ray_bytes"] / 1e6,
             "held": staged["ray_actor_resident_mb"],
             "killed": staged["ray_after_kill"],
+            "seconds": staged["ray_after_kill_seconds"],
         },
     }
     if programs is not None and gguf is not None:
@@ -99,6 +102,7 @@ def _measured(length: int, programs: Path | None, gguf: Path | None) -> dict[str
                 "mb": theirs["bytes"] / 1e6 if who == "two servers" else 0.0,
                 "held": theirs["server_resident_mb"] if who == "two servers" else [],
                 "killed": theirs["after_kill"] if who == "two servers" else "the service is gone",
+                "seconds": 0.0,
             }
     with tempfile.TemporaryDirectory() as folder:
         by_plan = _said({"length": length, "plans": ours(model_file(MINILM, Path(folder)), length)})["plans"]
@@ -108,6 +112,7 @@ def _measured(length: int, programs: Path | None, gguf: Path | None) -> dict[str
             "mb": one["bytes"] / 1e6,
             "held": [sum(held) for held in one["daemon_and_cells_mb"].values()],
             "killed": f"{one['after_kill']}{', the same bits' if one['same_bits_after_kill'] else ''}",
+            "seconds": one["after_kill_seconds"],
         }
     return found
 

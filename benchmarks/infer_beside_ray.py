@@ -148,7 +148,6 @@ def ray_stages(length: int) -> dict[str, Any]:
             return {
                 "length": length,
                 "onnxruntime_ms": 1e3 * statistics.median(alone),
-                "onnxruntime_resident_mb": psutil.Process().memory_info().rss / 1e6,
                 "ray_ms": 1e3 * statistics.median(staged),
                 "ray_by_onnxruntime": statistics.median(s / a for s, a in zip(staged, alone, strict=True)),
                 "ray_actor_resident_mb": [rss / 1e6 for _, rss in about],

@@ -53,8 +53,9 @@ def test_missing_programs_and_models_are_named(tmp_path: Path) -> None:
 
 
 def test_a_row_for_each_with_both_lengths() -> None:
-    one = {"times": 1.4, "mb": 0.6, "held": [157.0, 178.2], "killed": "ActorDiedError"}
-    found = {128: {"Ray": one}, 512: {"Ray": {**one, "times": 1.52, "mb": 2.4}}}
+    one = {"times": 1.4, "mb": 0.6, "held": [157.0, 178.2], "killed": "ActorDiedError", "seconds": 0.04}
+    found = {128: {"Ray": one}, 512: {"Ray": {**one, "times": 1.52, "mb": 2.4, "seconds": 0.7}}}
     head, line, row = infer_beside.table(found).splitlines()
-    assert row == "| Ray | 1.40 times | 1.52 times | 0.6 and 2.4 | 157, 178; 157, 178 | ActorDiedError |"
+    killed = "ActorDiedError, 0.0 s, 0.7 s"
+    assert row == f"| Ray | 1.40 times | 1.52 times | 0.6 and 2.4 | 157, 178; 157, 178 | {killed} |"
     assert head.count("|") == line.count("|") == row.count("|")
