@@ -18,6 +18,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from edge_attention.core.addresses import meant_by
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.printable import shown
 from edge_attention.grpc_polling import poll_directly
@@ -60,6 +61,9 @@ class _Address(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # gen
     ) -> tuple[str, int]:
         if isinstance(value, tuple):
             return value
+        if "://" in str(value):
+            meant = meant_by(str(value))
+            self.fail(f"{value!r} is a web address; this one is HOST:PORT, as {meant!r}", param, ctx)
         host, colon, port = str(value).rpartition(":")
         if not colon or not _HOST.fullmatch(host):
             self.fail(f"{value!r} is not HOST:PORT, as aggregator.example:50051 or [::1]:50051", param, ctx)

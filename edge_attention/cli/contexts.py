@@ -63,10 +63,10 @@ def list_contexts(ctx: click.Context, as_json: bool) -> None:
     epilog="Example: edge-attention contexts create memory --query-heads 8 --key-heads 2 --key-dim 64"
 )
 @click.argument("name")
-@click.option("--query-heads", type=_size, required=True)
-@click.option("--key-heads", type=_size, required=True, help="Divides the query heads.")
-@click.option("--key-dim", type=_size, required=True)
-@click.option("--value-dim", type=_size, help="By default the key dimension.")
+@click.option("--query-heads", type=_size, required=True, help="Heads of a query.")
+@click.option("--key-heads", type=_size, required=True, help="Heads of a key; they divide the query heads.")
+@click.option("--key-dim", type=_size, required=True, help="Numbers of a key, in one head.")
+@click.option("--value-dim", type=_size, help="Numbers of a value, in one head. By default as of a key.")
 @click.option("--replicas", type=_size, default=1, help="Nodes that hold each segment.")
 @json_option
 @click.pass_obj
@@ -192,7 +192,9 @@ def describe(address: str, name: str, as_json: bool) -> None:
 @contexts.command(epilog="Example: edge-attention contexts trim memory 0:100000")
 @click.argument("name")
 @click.argument("positions", metavar="START:STOP")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=600.0, help="Seconds.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), default=600.0, help="Seconds it may take."
+)
 @json_option
 @click.pass_obj
 def trim(address: str, name: str, positions: str, timeout: float, as_json: bool) -> None:
@@ -211,13 +213,15 @@ def trim(address: str, name: str, positions: str, timeout: float, as_json: bool)
 
 @contexts.command()
 @click.argument("name")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=600.0, help="Seconds.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), default=600.0, help="Seconds it may take."
+)
 @json_option
 @click.pass_obj
 def repair(address: str, name: str, timeout: float, as_json: bool) -> int:
-    """Make the copies of context NAME whole: what fewer nodes hold than it has replicas goes to others.
+    """Copy what fewer nodes hold of context NAME than it has replicas to further nodes.
 
-    Exit code 3 where some are still not whole; what there was no time for the next repair does.
+    Exit code 3 where copies still lack: run it again, as when there was no time or no node for them.
     """
     with connect(address) as client:
         repaired = client.context(name).repair(timeout=timeout)

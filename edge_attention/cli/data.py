@@ -34,7 +34,7 @@ def data() -> None:
 @click.option(
     "--job",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Whether each file fits this job; of a fusion job, the part of --part.",
+    help="Say whether each file fits this job; of a fusion job, its part --part.",
 )
 @click.option("--part", help="Of a fusion job: the node whose dataset the files are.")
 @json_option

@@ -61,7 +61,9 @@ Examples:
 
 @click.command(epilog=_DEPLOY_EPILOG)
 @click.argument("model", type=_file)
-@click.option("--name", required=True, help="What it is called; a version that has it serves until then.")
+@click.option(
+    "--name", required=True, help="What it is called. A model of that name serves until this one does."
+)
 @click.option("--plan", default="auto", help="A word or a file, as below.")
 @click.option("--nodes", metavar="A,B,...", help="Nodes that may hold parts; by default all that are here.")
 @click.option(

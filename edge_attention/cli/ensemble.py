@@ -33,7 +33,7 @@ docs/ensembles.md says what else there is.
 
 @click.group()
 def ensemble() -> None:
-    """Deployed models that answer one request at once: a model a modality, say."""
+    """Have several deployed models answer one request together: one for images, one for sound, say."""
 
 
 @ensemble.command(epilog=_EXAMPLE)

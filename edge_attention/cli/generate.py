@@ -33,22 +33,25 @@ from edge_attention.client.generation import MAX_DEADLINE
     "--temperature",
     type=click.FloatRange(min=0),
     default=0.0,
-    help="Logits are divided by it; 0: always the likeliest token.",
+    help="0: always the likeliest token; from there on tokens are drawn, above 1 rarer ones more often.",
 )
 @click.option(
-    "--top-k", type=click.IntRange(min=0), default=0, help="Of so many of the likeliest; 0: of all."
+    "--top-k",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Draw among this many of the likeliest tokens; 0: among all.",
 )
 @click.option(
     "--top-p",
     type=click.FloatRange(0, 1, min_open=True),
     default=1.0,
-    help="Of the likeliest that together have this share.",
+    help="Draw among the likeliest tokens that together have this probability.",
 )
 @click.option(
     "--min-p",
     type=click.FloatRange(0, 1),
     default=0.0,
-    help="Of those at least so likely, as a share of the likeliest.",
+    help="Draw among tokens of at least this share of the likeliest's probability.",
 )
 @click.option(
     "--repetition-penalty",

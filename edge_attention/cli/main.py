@@ -11,6 +11,7 @@ import click
 
 from edge_attention.cli.connection import Credentials, remember
 from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition
+from edge_attention.core.keywords import hint
 from edge_attention.options import ADDRESS, name_variables
 
 PREFIX = "EDGE_ATTENTION"
@@ -45,6 +46,14 @@ class _Lazy(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(_COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        # click compares with commands that are loaded, and here none is.
+        if args[0] not in _COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {args[0]!r}{hint(args[0], _COMMANDS)}.")
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:

@@ -27,7 +27,7 @@ def nodes(ctx: click.Context, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def forget(address: str, node: str, even_alone: bool, as_json: bool) -> None:
-    """Forget NODE, which is lost for good: it is listed no more, nor named for what others have, too.
+    """Forget NODE, which is lost for good: it is no longer listed, nor among the holders of tokens.
 
     Its certificate stays good: edge-aggregator certificate revoke NODE.
     """

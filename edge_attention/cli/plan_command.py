@@ -64,7 +64,9 @@ _SHOWN = 12
 @click.option(
     "--plan", "family", type=click.Choice(("auto", *FAMILIES)), default="auto", help="Only plans of a kind."
 )
-@click.option("--crossing", type=click.Choice([one.value for one in Crossing]), help="Of tokens: only so.")
+@click.option(
+    "--crossing", type=click.Choice([one.value for one in Crossing]), help="How parts by tokens are to meet."
+)
 @click.option("--halves", is_flag=True, help="Activations travel in float16.")
 @click.option(
     "--measure",

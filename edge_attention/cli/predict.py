@@ -87,7 +87,7 @@ def predict(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """What the model that RUN has trained says of rows: its outputs, a row a sample.
+    """Ask the model that RUN has trained: its outputs for rows, a row a sample.
 
     Rows given here stay here: the model comes, and is run. Samples of a fusion run that are on the nodes are
     named by their ids: the nodes work on their rows as in training.

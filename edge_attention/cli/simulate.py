@@ -69,17 +69,20 @@ Examples:
     "kind",
     type=click.Choice(["iid", "dirichlet", "column"]),
     default="iid",
-    help="Rows by lot, by a Dirichlet law over the labels of --by, or a node a value of --by.",
+    help="How rows are shared: by lot; unevenly, by a Dirichlet law over the labels in --by; or a node for "
+    "each value of --by.",
 )
 @click.option("--by", default="", metavar="COLUMN", help="The column that rows are shared by.")
-@click.option("--alpha", type=float, default=1.0, help="Of the Dirichlet law: less is more uneven.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Of who gets which rows.")
+@click.option("--alpha", type=float, default=1.0, help="Of --split dirichlet: less is more uneven.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Another one shares the rows out otherwise.")
 @click.option(
     "--scenario",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Who is slow, fails or comes late: TOML, see below.",
 )
-@click.option("--processes", type=click.IntRange(1, 64), help="That nodes share.  [default: cores]")
+@click.option(
+    "--processes", type=click.IntRange(1, 64), help="Processes that the nodes share.  [default: cores]"
+)
 @click.option(
     "--record",
     type=click.Path(dir_okay=False, path_type=Path),

@@ -39,7 +39,7 @@ Example:
 @click.option(
     "--allow-own-data",
     is_flag=True,
-    help="For development: of all --data may leave whatever programs bring releases of. Said loudly.",
+    help="For development alone: what a program brings a release of may leave, of all --data. Said loudly.",
 )
 @click.option(
     "--state", type=click.Path(file_okay=False, path_type=Path), help="Folder for what survives a restart."

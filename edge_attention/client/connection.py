@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from edge_attention.client.dial import client_dial
 from edge_attention.client.forks import on_fork, pending, refuse_after_fork, refuse_in_child
+from edge_attention.core.addresses import meant_by
 from edge_attention.core.errors import DataLoss, FailedPrecondition, InvalidArgument, Overloaded, Unavailable
 from edge_attention.core.messages.link import UploadChunk
 from edge_attention.jobs import values
@@ -64,10 +65,8 @@ class ClientConnection:
                 f"the address is {values.said(address)}; it must be a string, as '127.0.0.1:50051'"
             )
         if "://" in address:
-            rest = address.partition("://")[2].rstrip("/")
             raise InvalidArgument(
-                f"{address!r} is a web address; an aggregator's is HOST:PORT, as "
-                f"{rest if ':' in rest else (rest or '127.0.0.1') + ':50051'!r}"
+                f"{address!r} is a web address; an aggregator's is HOST:PORT, as {meant_by(address)!r}"
             )
         host, colon, port = address.rpartition(":")
         if not (colon and host and port.isdigit() and int(port) < 65536):

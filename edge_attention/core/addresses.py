@@ -14,6 +14,16 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def meant_by(web_address: str) -> str:
+    """The `HOST:PORT` that an address with a scheme most likely means.
+
+    >>> meant_by("http://box.local/")
+    'box.local:50051'
+    """
+    host = web_address.partition("://")[2].rstrip("/")
+    return host if ":" in host else f"{host or '127.0.0.1'}:50051"
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach `host`."""
     with contextlib.suppress(ValueError):

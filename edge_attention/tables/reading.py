@@ -44,7 +44,9 @@ def read_table(path: Path, options: TableOptions | None = None, *, private: bool
             f"{path} cannot be read: this process runs as {who}, which may not: let that user read the "
             f"file and enter its folders, as with `setfacl -m u:{os.geteuid()}:r`, and nobody else here"
         ) from None
-    except (OSError, ValueError, EOFError) as error:
+    except OSError as error:
+        raise InvalidArgument(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, EOFError) as error:
         raise InvalidArgument(f"{path} cannot be read: {error}") from None
     _check(table, path, private)
     return table

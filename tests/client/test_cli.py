@@ -297,7 +297,8 @@ def test_parameters(run, tmp_path, fake):
         (["parameters", "r1", "--output", "/no/such/folder/p"], 1, "cannot be written"),
         (["up", "--nodes", "0"], 2, "--nodes"),
         (["up", "--data", "x"], 2, "NAME=FILE"),
-        (["nothing"], 2, "No such command"),
+        (["nothing"], 2, "No such command 'nothing'."),
+        (["node"], 2, "No such command 'node' (did you mean 'nodes'?)."),
     ],
 )
 def test_errors_are_one_line_and_an_exit_code(run, memory, job, tmp_path, args, code, said):

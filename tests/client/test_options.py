@@ -125,6 +125,17 @@ def test_a_bad_value_of_the_environment_is_refused_by_its_name(named):
     assert "from" not in run.invoke(command, ["--lease", "0"], env={"X_LEASE": "2"}).output
 
 
+@pytest.mark.parametrize("given", ["http://box.local/", "grpc://box.local:50051"])
+def test_a_web_address_is_told_what_an_address_looks_like(given):
+    @click.command()
+    @click.option("--at", type=ADDRESS)
+    def command(at):
+        pass
+
+    said = CliRunner().invoke(command, ["--at", given])
+    assert (said.exit_code, "is HOST:PORT, as 'box.local:50051'" in said.output) == (2, True)
+
+
 def test_an_identity_that_is_not_there_is_told_of(tmp_path, caplog):
     node_dial(JoinOptions(identity=tmp_path), "127.0.0.1:1", "n", None)
     assert f"--identity {tmp_path} holds no identity" in caplog.text
