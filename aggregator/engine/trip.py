@@ -213,8 +213,6 @@ class Trips:
             prepared, called = errand.prepared, inline
             if prepared is None:
                 prepared, called = self._called(errand, inline, rows, limit)
-            elif own is None:
-                own = inline
             if rows:
                 if prepared is not None:
                     own = called

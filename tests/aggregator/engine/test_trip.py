@@ -16,6 +16,7 @@ import aggregator
 from aggregator.engine import trip
 from aggregator.engine.bulk import INLINE_LIMIT
 from aggregator.engine.outcome import MissingKind
+from aggregator.engine.prepared import prepare
 from aggregator.engine.spool import SpooledTensor
 from aggregator.engine.trip import Errand, Errands, misfit
 from edge_attention.core.errors import (
@@ -397,6 +398,23 @@ def test_errands_that_are_kept_are_calls_of_what_each_trip_brings():
     with House() as house:
         called = asyncio.run(scenario(house))
     assert called == [0, 2, 4, 4, 6, 6]
+
+
+def test_errands_with_programs_of_their_own_are_kept_from_the_first_trip_on():
+    made = errand("s", inline={}, wanted={"x": (None, None)})
+    kept = Errands([replace(made, prepared=prepare(made.instructions, {"task/x": X}))])
+    assert kept.calls({"task/x": X}) is None
+
+    async def scenario(house):
+        house.node("a")
+        for tensors in (X, 2 * X):
+            answers = []
+            await house.trips.make(kept, 5.0, answers.append, tensors={"task/x": tensors})
+            np.testing.assert_array_equal(answers[0].array("x"), tensors)
+            assert kept.calls({"task/x": X}) is not None
+        assert kept.calls({"task/x": X[:1]}) is None
+
+    run(scenario)
 
 
 def test_what_a_tensor_is_to_be():
