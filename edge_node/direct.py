@@ -28,6 +28,7 @@ from edge_attention.core.messages.program import (
 from edge_attention.core.tensors import MAX_RANK, Array, DataType, Encoded, Encoding, require_stored
 from edge_node.appending import placed, require_sequence
 from edge_node.runtime import ForeignGraph, Graph, Stop
+from edge_node.steps import ANYTHING, Steps
 from edge_node.store.held import Held
 from edge_node.store.kept_files import KEPT
 from edge_node.store.store import Store
@@ -89,8 +90,8 @@ class DirectProgram:
         self.steps = steps
         self.made = 0
         """Bytes that the graphs of the last call made, up to AHEAD: the next counts them before it runs."""
-        self._stored = [stored.name for step in steps for _, stored in step.stored]
-        self._layouts: list[tuple[int, ...] | None] | None = None
+        self._stored = [stored.name for step in steps for _, stored in (*step.stored, *step.grown)]
+        self._extents: list[tuple[int, ...] | None] | None = None
         self._kind: Hashable | None = None
 
     @classmethod
@@ -133,17 +134,17 @@ class DirectProgram:
 
     def kind(
         self,
-        layout: Callable[[str], tuple[int, ...] | None],
+        extent: Callable[[str], tuple[int, ...] | None],
         find: Callable[[], Hashable | None],
     ) -> Hashable | None:
         """What `short.kind_of` says of a call, which `find` asks: once while what is stored is alike.
 
-        `layout`: of what is stored, as `kind_of` takes it.
+        `extent`: of what is stored, as `kind_of` takes it as `whole`.
         """
-        layouts = [layout(name) for name in self._stored]
-        if layouts != self._layouts:
+        extents = [extent(name) for name in self._stored]
+        if extents != self._extents:
             self._kind = find()
-            self._layouts = layouts
+            self._extents = extents
         return self._kind
 
 
@@ -245,16 +246,23 @@ class DirectCall:
 
         What a step returns leaves before the next one runs. Nothing is raised.
         """
+        for one in self.steps():
+            if isinstance(one, Contribution):
+                yield one
+
+    def steps(self) -> Generator[Contribution | int, None, None]:
+        """The contributions, and before each wait what is waited for: see `edge_node.steps`."""
         try:
             bound = self._bound()
             if bound is None:
+                yield ANYTHING
                 yield from self._otherwise().contributions()
                 return
             steps, own = self._program.steps, self._tensors.values()
             self._count(sum([array.nbytes for array in own]) + self._program.made)
             self._left = self._program.made
             for step, (graph, feeds) in zip(steps, bound, strict=True):
-                pending = self._run(step, graph, feeds)
+                pending = yield from self._run(step, graph, feeds)
                 if step is not steps[-1]:
                     if pending:
                         yield self._contribution(pending, False)
@@ -297,7 +305,7 @@ class DirectCall:
 
     def _run(
         self, step: _Step, graph: Graph | ForeignGraph, feeds: dict[str, Array]
-    ) -> dict[str, Array | Encoded]:
+    ) -> Steps[dict[str, Array | Encoded]]:
         """Run the step's graph; what it returns."""
         tensors = self._tensors
         for append in step.appends:
@@ -311,7 +319,10 @@ class DirectCall:
             feeds[name] = tensors[own]
         started = time.monotonic()
         try:
-            results = graph.run(feeds, step.outputs, self._stop)
+            if isinstance(graph, ForeignGraph):
+                results = yield from graph.steps(feeds, step.outputs, self._stop)
+            else:
+                results = graph.run(feeds, step.outputs, self._stop)
         finally:
             self._run_seconds += time.monotonic() - started
         self._stop.check()

@@ -11,7 +11,7 @@ import random
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
@@ -59,6 +59,7 @@ from edge_node.session import (
     Start,
 )
 from edge_node.short import SHORT_SECONDS, Short, kind_of
+from edge_node.steps import ANYTHING, readable
 from edge_node.transfers import INLINE, NODE_STREAM, Transfers, in_messages, is_large, split
 
 log = logging.getLogger(__name__)
@@ -81,8 +82,11 @@ class _Work:
         self.stop = stop
         self.kind = kind
         self.inline = inline
-        self._running = execution.contributions()
-        self.contributions: Iterator[Contribution] = self._running
+        self._running: Generator[Contribution | int, None, None] = (
+            execution.steps() if isinstance(execution, DirectCall) else execution.contributions()
+        )
+        self.contributions: Iterator[Contribution | int] = self._running
+        """Those still to come, and what is waited for before (edge_node/steps.py)."""
 
     def failed(self, error: Exception, number: int) -> tuple[Contribution, bytes]:
         """What to send in place of contribution `number`, which cannot be: why, and that it is the last."""
@@ -341,8 +345,8 @@ class NodeLink:
         def execution() -> Execution:
             return self._execution(prepared.called(call), graphs, stop)
 
-        layout = self._node.store.layout
-        kind = direct.kind(layout, lambda: self._kind(prepared.called(call), graphs))
+        extent = self._node.store.extent
+        kind = direct.kind(extent, lambda: self._kind(prepared.called(call), graphs, in_steps=True))
         task = DirectCall(call, direct, prepared.tensors(call), graphs, self._node.store, stop, execution)
         self._run(_Work(task, stop, kind, _inline(prepared)), call.deadline_seconds)
 
@@ -369,8 +373,13 @@ class NodeLink:
     ) -> Execution:
         return Execution(program, self._node, graphs, serial=next(self._serials), stop=stop)
 
-    def _kind(self, program: Program, graphs: Mapping[str, Graph | ForeignGraph]) -> Hashable | None:
-        return None if self._node.datasets else kind_of(program, graphs, self._node.store.layout)
+    def _kind(
+        self, program: Program, graphs: Mapping[str, Graph | ForeignGraph], in_steps: bool = False
+    ) -> Hashable | None:
+        if self._node.datasets:
+            return None
+        store = self._node.store
+        return kind_of(program, graphs, store.layout, store.extent if in_steps else None)
 
     async def _fetch(
         self,
@@ -436,6 +445,12 @@ class NodeLink:
         began = self._loop.time()
         contributions = work.contributions
         for message in contributions:
+            if isinstance(message, int):
+                if message != ANYTHING and readable(message, began + SHORT_SECONDS - self._loop.time()):
+                    continue
+                # What it waits for takes longer: a worker goes on from here.
+                self._short.took(work.kind, math.inf, self._loop.time(), on_loop=True)
+                return self._queue(work)
             if is_large(message, work.inline) or self._session.outbox.backlog > BACKLOG:
                 # It has to wait for something after all, which a worker can.
                 work.contributions = itertools.chain([message], contributions)
@@ -481,6 +496,8 @@ class NodeLink:
         """The task's contributions; of a call that may bring much, tensors are in messages that hold them."""
         more = 0
         for message in work.contributions:
+            if isinstance(message, int):
+                continue  # a worker may wait
             if work.inline <= INLINE or not is_large(message, work.inline):
                 yield replace(message, number=message.number + more) if more else message
                 continue

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,6 +34,7 @@ from edge_node.sessions import (
     translate,
     values_of,
 )
+from edge_node.steps import Steps
 
 if TYPE_CHECKING:
     from edge_attention.graphs.reading import CheckedGraph
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 
 GRAPHS = 1024
 """Graphs that are kept ready, those with constants of their own left out: these are their programs'."""
+FITTING = 64
+"""Runs of a graph, by names, types and shapes, that are remembered to fit."""
 _RANDOM = ("Random", "Multinomial", "Bernoulli", "Dropout", "Sampling")
 """In names of operators that draw from a generator, which goes on from one run of a session to the next."""
 
@@ -110,6 +113,8 @@ class Graph:
         self.data = data
         self._inputs = input_types(session, f"graph {digest[:12]}")
         self._outputs = [node.name for node in session.get_outputs()]
+        self._fitting = set[Hashable]()
+        """Names, types and shapes of runs that were found to fit, and are not looked at again."""
 
     def check(self, feeds: Mapping[str, Array], outputs: Sequence[str], unsaid: Container[str] = ()) -> None:
         """Raises InvalidProgram if an input or output does not fit. Shapes of inputs `unsaid` may be any."""
@@ -130,7 +135,12 @@ class Graph:
         said may quote an element: on private data it stays here.
         """
         where = f"graph {self.digest[:12]}"
-        self.check(feeds, outputs)
+        form = tuple([(name, array.dtype, array.shape) for name, array in feeds.items()]), tuple(outputs)
+        if form not in self._fitting:
+            self.check(feeds, outputs)
+            if len(self._fitting) >= FITTING:
+                self._fitting.clear()
+            self._fitting.add(form)
         try:
             # On the CPU neither direction copies: feeds are borrowed, results own ONNX Runtime's memory.
             results = self._session.run(list(outputs), dict(feeds), stop.options)
@@ -186,6 +196,10 @@ class ForeignGraph:
         Raises also InvalidGraph (it cannot be loaded), GraphDied (it ends the process), Unavailable.
         """
         return self._cells.run(self._file, feeds, outputs, stop, private)
+
+    def steps(self, feeds: Mapping[str, Array], outputs: Sequence[str], stop: Stop) -> Steps[list[Array]]:
+        """As `run` over nothing private, in steps."""
+        return self._cells.steps(self._file, feeds, outputs, stop)
 
 
 AnyGraph = TypeVar("AnyGraph", Graph, ForeignGraph)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
-from edge_attention.core.messages.program import Program, Return, Run, Stored
+from edge_attention.core.messages.program import Append, Program, Return, Run, Stored
 from edge_node.direct import BoundRun
 
 Shape = tuple[int, ...]
@@ -28,7 +28,10 @@ _KINDS = 256
 
 
 def kind_of(
-    program: Program, graphs: Mapping[str, Any], layout: Callable[[str], Shape | None]
+    program: Program,
+    graphs: Mapping[str, Any],
+    layout: Callable[[str], Shape | None],
+    whole: Callable[[str], Shape | None] | None = None,
 ) -> Hashable | None:
     """What programs take as long as this one: of the same graphs over tensors as large, to a power of two.
 
@@ -39,18 +42,24 @@ def kind_of(
         graphs: those it runs, by digest: `ours` says whether this project's library has it.
         layout: the shape of what is stored under a name, of a sequence that of a tile; None: it is private,
             or nothing is.
+        whole: the same, of a sequence that of all of it, for a program that runs in steps.
+            The loop need not wait in such a one for graphs of others, and it may read all of what is stored.
     """
     if program.bulk_tensors:
         return None
     kind: list[Any] = []
+    kept = ("task/",) if whole is None else ("task/", "job/")
     for name, array in program.tensors.items():
         if not name.startswith("task/"):
             return None
         kind.append(_about(array.shape))
     for instruction in program.instructions:
         if isinstance(instruction, Return):
-            if not instruction.stored.startswith("task/"):
+            if not instruction.stored.startswith(kept):
                 return None
+            continue
+        if isinstance(instruction, Append) and whole is not None:
+            kind.append(instruction.sequence)
             continue
         if not isinstance(instruction, Run):
             return None
@@ -60,7 +69,7 @@ def kind_of(
             graph = instruction.session
         else:
             graph = graphs[instruction.graph]
-        if not graph.ours:
+        if not graph.ours and whole is None:
             return None
         # Of one with constants of its own that is its own.
         kind.append(graph.digest)
@@ -68,11 +77,12 @@ def kind_of(
             if not isinstance(value, Stored):
                 kind.append(_about(value.shape))
             elif not value.name.startswith("task/"):
-                shape = None if value.tiles is None else layout(value.name)
-                if shape is None or value.tiles is None:
+                looked = whole if value.tiles is None else layout
+                shape = None if looked is None else looked(value.name)
+                if shape is None:
                     return None
-                kind += (len(value.tiles).bit_length(), _about(shape))
-        if not all(name.startswith("task/") for name in instruction.outputs.values()):
+                kind += (0 if value.tiles is None else len(value.tiles).bit_length(), _about(shape))
+        if not all(name.startswith(kept) for name in instruction.outputs.values()):
             return None
     return tuple(kind)
 

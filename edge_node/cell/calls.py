@@ -38,8 +38,9 @@ from edge_node.cell.messages import (
     types_of,
 )
 from edge_node.cell.outputs import OutputMemory
-from edge_node.sessions import Inputs
+from edge_node.sessions import Inputs, require_feeds
 from edge_node.shared_memory import allocate, find, seal, shared
+from edge_node.steps import ANYTHING, Steps
 
 MAPPED = 512 * 1024
 """Bytes from which an input is mapped by the cell, where it can be; of less, a copy is quicker."""
@@ -236,14 +237,15 @@ def _declared(value: Any) -> Inputs:
 def run(
     channel: Channel,
     number: int,
-    digest: str,
+    graph: GraphFile,
     known: KnownGraph,
     feeds: Mapping[str, Array],
     outputs: Sequence[str],
     stop: Stoppable,
     limit: int,
-) -> list[Array]:
+) -> Steps[list[Array]]:
     """The outputs; see Cell.run. Those of a known size are computed where they will stay."""
+    digest = graph.digest
     form = (tuple([(name, array.dtype, array.shape) for name, array in feeds.items()]), tuple(outputs))
     message, expected = None, dict[int, Placed]()
     again = known.runs.get(form)
@@ -251,14 +253,21 @@ def run(
         for array, start in zip(feeds.values(), again.starts, strict=True):
             channel.put(array, start)
         channel.send(CellKind.RUN, again.text, (), number)
+        yield channel.descriptor
         message = _heard(channel, stop, CellKind.DONE, CellKind.NEED)
         text, types = again.said
         if message.text == text and message.kind is CellKind.DONE:
             return [_copy_out(channel, placed) for placed in types]
+    else:  # one like it was found to fit
+        require_feeds(digest, known.inputs, known.outputs, feeds, outputs, graph.any_rank)
     memory = OutputMemory(f"graph {digest[:12]}", limit)
     try:
         if message is None:
-            message, expected = _first(channel, number, digest, known, form, feeds, stop, memory)
+            expected = _first(channel, number, digest, known, form, feeds, memory)
+            yield channel.descriptor
+            message = _heard(channel, stop, CellKind.DONE, CellKind.NEED)
+        if message.kind is CellKind.NEED:
+            yield ANYTHING  # it gets memory, and copies what is large: that is for no event loop
         return _results(channel, known, form, message, expected, stop, memory)
     finally:
         memory.close()
@@ -271,10 +280,9 @@ def _first(
     known: KnownGraph,
     form: RunForm,
     feeds: Mapping[str, Array],
-    stop: Stoppable,
     memory: OutputMemory,
-) -> tuple[Message, dict[int, Placed]]:
-    """Of a run that is like none before: the answer, and the outputs that `memory` was made for."""
+) -> dict[int, Placed]:
+    """Ask for a run that is like none before; the outputs that `memory` was made for."""
     outputs = form[1]
     expected = known.expected(_shapes(form), outputs, memory.limit)
     try:
@@ -300,7 +308,7 @@ def _first(
     small = all(array.nbytes < MAPPED for array in feeds.values())  # else it may be mapped next time
     if small and not descriptors and not made and len(text) <= KEPT_BYTES:
         keep(known.runs, form, RepeatedRun(text, [place[3] for place in places]))
-    return _heard(channel, stop, CellKind.DONE, CellKind.NEED), expected
+    return expected
 
 
 def _results(

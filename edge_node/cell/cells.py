@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from edge_attention.core.tensors import Array
 from edge_node.cell.counts import Counts
 from edge_node.cell.refused_graphs import RefusedGraphs
+from edge_node.steps import Steps
 
 if TYPE_CHECKING:
     from edge_node.cell.calls import GraphFile, Stoppable
@@ -54,6 +55,12 @@ class Cells:
     ) -> list[Array]:
         """See Cell.run; `private`: something that is fed in is."""
         return (self.private if private else self.public).run(graph, feeds, outputs, stop)
+
+    def steps(
+        self, graph: GraphFile, feeds: Mapping[str, Array], outputs: Sequence[str], stop: Stoppable
+    ) -> Steps[list[Array]]:
+        """See Cell.steps; nothing that is fed in is private."""
+        return self.public.steps(graph, feeds, outputs, stop)
 
     def counts(self) -> Counts:
         """What both cells have counted, how many run, and how many graphs are refused now."""

@@ -34,7 +34,7 @@ from edge_node.cell.state import (
     StopJob,
     Usage,
 )
-from edge_node.sessions import require_feeds
+from edge_node.steps import ANYTHING, Steps, at_once
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,13 @@ class Cell:
     def run(
         self, graph: GraphFile, feeds: Mapping[str, Array], outputs: Sequence[str], stop: Stoppable
     ) -> list[Array]:
-        """What the graph computes; see `edge_node.runtime.Graph.run`.
+        """What the graph computes; see `edge_node.runtime.Graph.run`. Blocks."""
+        return at_once(self.steps(graph, feeds, outputs, stop))
+
+    def steps(
+        self, graph: GraphFile, feeds: Mapping[str, Array], outputs: Sequence[str], stop: Stoppable
+    ) -> Steps[list[Array]]:
+        """As `run`, in steps. Where they are given up amid a run the process is ended.
 
         Raises InvalidGraph (it cannot be loaded), GraphDied, InvalidProgram, OutOfMemory, Unavailable (where
         no cell starts), or what the task was stopped with.
@@ -96,9 +102,13 @@ class Cell:
         try:
             stop.watch(stopped)
             while True:
-                process, lane = self._granted(number, stop)
+                granted = self._grants.pop(number, None)  # at once, as a rule
+                if granted is None:
+                    yield ANYTHING
+                    granted = self._granted(number, stop)
                 with contextlib.suppress(Gone):
-                    return self._use(process, lane, number, graph, feeds, outputs, stop)
+                    return (yield from self._use(*granted, number, graph, feeds, outputs, stop))
+                yield ANYTHING
         finally:
             stop.unwatch(stopped)
             with self._lock:
@@ -114,9 +124,6 @@ class Cell:
     # A job
 
     def _granted(self, number: int, stop: Stoppable) -> tuple[CellProcess, int]:
-        granted = self._grants.pop(number, None)  # at once, as a rule
-        if granted is not None:
-            return granted
         with self._changed:
             while number not in self._grants:
                 if number in self._failures:
@@ -134,16 +141,21 @@ class Cell:
         feeds: Mapping[str, Array],
         outputs: Sequence[str],
         stop: Stoppable,
-    ) -> list[Array]:
+    ) -> Steps[list[Array]]:
         channel, digest = process.lanes[lane], graph.digest
         began, told = self._clock(), channel.numbers
         try:
-            known, forgotten = self._take_hold(process, number, graph)
+            while (held := self._take_hold(process, number, graph)) is None:
+                yield ANYTHING
+                self._await_load(process, digest)
+            known, forgotten = held
             try:
                 if known is None:
+                    yield ANYTHING
                     known = self._load(process, channel, number, graph, forgotten, stop)
-                require_feeds(digest, known.inputs, known.outputs, feeds, outputs, graph.any_rank)
-                return run(channel, number, digest, known, feeds, outputs, stop, self._settings.limit)
+                return (
+                    yield from run(channel, number, graph, known, feeds, outputs, stop, self._settings.limit)
+                )
             finally:
                 with self._lock:
                     # A cell may say what it likes, but not that it took longer than it did.
@@ -155,6 +167,9 @@ class Cell:
         except Nonsense as error:
             self._tell(self._state.nonsense, number, str(error), self._clock())
             raise Gone from None
+        except GeneratorExit:
+            process.end(kill=True)  # what it answers would be taken for the next job's answer
+            raise
         except (Gone, OSError):
             # Nothing more can be said on this lane: either it is about to end, or it has to.
             process.end_if_it_lives()
@@ -162,17 +177,18 @@ class Cell:
 
     def _take_hold(
         self, process: CellProcess, number: int, graph: GraphFile
-    ) -> tuple[KnownGraph | None, list[str]]:
+    ) -> tuple[KnownGraph | None, list[str]] | None:
         """The graph, which the cell is not to forget while it is used: end that with `process.used`.
 
-        None: the caller loads it now; those named besides are forgotten for it.
+        None in its place: the caller loads it now; those named besides are forgotten for it. None alone:
+        somebody else loads it.
         """
         digest = graph.digest
         with self._lock:
-            while digest in process.loading and self._process is process:
-                self._changed.wait()
             if self._process is not process:
                 raise Gone
+            if digest in process.loading:
+                return None
             known = process.loaded.pop(digest, None)
             process.used[digest] += 1
             if known is not None:
@@ -181,6 +197,11 @@ class Cell:
             process.loading.add(digest)
             self._state.loading(number, True)
             return None, self._forget(process, graph.weight)
+
+    def _await_load(self, process: CellProcess, digest: str) -> None:
+        with self._changed:
+            while digest in process.loading and self._process is process:
+                self._changed.wait()
 
     def _load(
         self,

@@ -121,11 +121,12 @@ class Placed(NamedTuple):
 class Channel:
     """One side of a lane. `reads` and `writes` are the windows, uint8 [WINDOW].
 
-    `takes`: whether the other side may send descriptors.
+    `takes`: whether the other side may send descriptors. `descriptor` can be read from when it has answered.
     """
 
     def __init__(self, connection: socket.socket, reads: Array, writes: Array, takes: bool = True) -> None:
         self.socket = connection
+        self.descriptor = connection.fileno()
         self.reads = reads
         self.writes = writes
         self._rights = _RIGHTS if takes else 0

@@ -266,6 +266,11 @@ class Store:
             return None
         return tuple(sequence.tiles.shape[1:])
 
+    def extent(self, name: str) -> tuple[int, ...] | None:
+        """As `layout`, but of a sequence that of all tiles in use [tiles, heads, tile, dim]."""
+        layout, sequence = self.layout(name), self._sequences.get(name)
+        return layout if layout is None or sequence is None else (sequence.in_use, *layout)
+
     def is_sequence(self, name: str) -> bool:
         """Whether what is stored as `name` is a sequence, which appends grow where it lies."""
         return name in self._sequences
