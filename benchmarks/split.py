@@ -63,6 +63,12 @@ def report(quick: bool) -> Report:
                             step, graphs = _measured(client, _job(model, samples, split, turn))
                             ratios[kind, split].append(step / graphs)
                             seconds[kind, split].append(step)
+                            print(
+                                f"{kind} by {split}: {1e3 * step:.0f} ms a step, "
+                                f"{step / graphs:.2f} of its segments' sum",
+                                file=sys.stderr,
+                                flush=True,
+                            )
         finally:
             fleet.stop()
     figures = [

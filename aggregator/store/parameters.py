@@ -154,8 +154,18 @@ class ParameterStore:
                 raise
         return Draft(run, version, round, first, second)
 
-    def commit_draft(self, draft: Draft, record: Mapping[str, Any] | None = None) -> None:
+    def commit_draft(
+        self,
+        draft: Draft,
+        record: Mapping[str, Any] | None = None,
+        *,
+        keep: int = 0,
+        besides: int | None = None,
+    ) -> None:
         """Makes `draft`, whose tensors are all written, the run's latest version, as `commit` does.
+
+        `keep`: with that, versions older than so many of the newest are forgotten; version 0, what the run
+        began with, and version `besides` stay. 0: none is.
 
         After any error the previous version is still the latest.
         """
@@ -170,6 +180,8 @@ class ParameterStore:
                         draft.run, draft.version, draft.round, file, digest, held, held_digest, self._clock()
                     ),
                     record,
+                    keep,
+                    besides,
                 )
         except BaseException:
             draft.abort()
@@ -206,13 +218,24 @@ class ParameterStore:
             sync(self._runs)
         return folder
 
-    def _name(self, version: Version, record: Mapping[str, Any] | None) -> None:
-        """Commit `version`: write the rows that name its files, which are on the disk already."""
+    def _name(
+        self,
+        version: Version,
+        record: Mapping[str, Any] | None,
+        keep: int = 0,
+        besides: int | None = None,
+    ) -> None:
+        """Commit `version`: write the rows that name its files, which are on the disk already.
+
+        All in one transaction, as each waits for the disk.
+        """
         with self._state.transaction():
             self._state.add_version(version)
             if record is not None:
                 self._state.add_record(version.run, version.round, record)
             forgotten = self._state.forget_optimizers(version.run, before=version.version - 1)
+            if keep:
+                forgotten += self._state.forget_versions(version.run, version.version - keep + 1, besides)
         self._remove(forgotten)
 
     def _remove(self, files: Sequence[str]) -> None:
@@ -221,13 +244,6 @@ class ParameterStore:
             self._verified.pop(name, None)
             with suppress(OSError):  # it is committed all the same; the file goes at the next opening
                 (self._state.directory / name).unlink()
-
-    def prune(self, run: str, keep: int, besides: int | None = None) -> None:
-        """Forgets versions older than the newest `keep`; version 0, what the run began with, and version
-        `besides` stay."""
-        latest = self.latest(run)
-        if latest is not None:
-            self._remove(self._state.forget_versions(run, latest - max(keep, 1) + 1, besides))
 
     def remove(self, run: str) -> None:
         """Removes the files of a run that is no longer in the state."""

@@ -105,9 +105,9 @@ class Versions:
                 )
             digests = writer.finish().digests if writer is not None else {}
             record, encoded = recorded(folded)
-            self._store.commit_draft(draft, encoded)
+            keep = max(2, self._job.keep_versions)
+            self._store.commit_draft(draft, encoded, keep=keep, besides=self._stopping.version)
             undo.pop_all()
-        self._store.prune(self._run, max(2, self._job.keep_versions), self._stopping.version)
         self._difference_path(version - 1).unlink(missing_ok=True)
         return self.latest(TensorFile(path, digests) if writer is not None else None), record
 

@@ -182,9 +182,9 @@ class SplitVersions:
                 optimizer, number, self._plan, before.parameters, before.state, gradients, draft.parameters,
                 draft.state,
             )  # fmt: skip
-            self._store.commit_draft(draft, recorded())
+            keep = max(2, self._job.keep_versions)
+            self._store.commit_draft(draft, recorded(), keep=keep, besides=self._best())
             undo.pop_all()
-        self._store.prune(self._run, max(2, self._job.keep_versions), self._best())
         return self.latest()
 
     def merge(
@@ -238,9 +238,9 @@ class SplitVersions:
                         for slot, array in zip(strategy.slots, after[1:], strict=True):
                             assert kept is not None
                             kept.write_at(f"s/{slot}/{index}", start, array)
-            self._store.commit_draft(draft, recorded())
+            keep = max(2, self._job.keep_versions)
+            self._store.commit_draft(draft, recorded(), keep=keep, besides=self._best())
             undo.pop_all()
-        self._store.prune(self._run, max(2, self._job.keep_versions), self._best())
         return self.latest()
 
     @property
