@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import time
 import traceback
@@ -155,11 +154,6 @@ def _exact(cell: Tried) -> bool:
     return cell.error is not None and not cell.fault and not cell.why
 
 
-def _kind(why: str) -> str:
-    """A reason without the name of the node it is of, so that files alike have one."""
-    return re.sub(r"'[^']*' ", "", why)
-
-
 def table(rows: Sequence[Row]) -> str:
     """In Markdown; reasons of refusals below it."""
     reasons: dict[str, int] = {}
@@ -174,7 +168,7 @@ def table(rows: Sequence[Row]) -> str:
             else:
                 said = "**fault**" if cell.fault else "no"
             if cell.why:
-                said += f" ({reasons.setdefault(_kind(cell.why), len(reasons) + 1)})"
+                said += f" ({reasons.setdefault(cell.why, len(reasons) + 1)})"
             shown.append(said)
         tried = "" if one.parts == tuple(SHARES) else f" (of {', '.join(map(str, one.parts))})"
         lines.append(f"| {one.name}{tried} | {one.megabytes:.1f} | {' | '.join(shown)} |")

@@ -26,7 +26,7 @@ def jumps(axes: Axes) -> str:
         level = next((one.i for one in node.attribute if one.name == "accuracy_level"), 0)
         if node.op_type == "MatMulNBits" and level == _INT8:
             return (
-                f"product '{node.name or node.output[0]}' of the file rounds activations to int8 "
+                "the file's products of packed weights (MatMulNBits) round activations to int8 "
                 "(accuracy_level 4), so that parts of a layer agree with the whole to about 1e-2 only; "
                 "layers and replicate answer to the bit"
             )

@@ -73,7 +73,7 @@ def test_parts_together_answer_what_the_whole_does(name: str, plan: str, length:
     found = try_plan(one.model, one.axes, plan_of(plan, one.axes, PARTS), one.feeds, one.expected)
     assert found.error is not None, found.why
     if (name, plan) in ROUNDED:
-        assert "rounds activations to int8" in found.why
+        assert "round activations to int8" in found.why
         assert found.error < 0.1
         return
     assert not found.why

@@ -35,7 +35,7 @@ def test_a_plan_within_layers_says_that_it_is_not_exact_and_why() -> None:
         axes = axes_of(INT4, fused=not within)
         schedule = cut(axes, plan_of(plan, axes, 2)).schedule
         assert schedule.coverage == 1.0
-        assert ("rounds activations to int8" in schedule.lacking) == within
+        assert ("round activations to int8" in schedule.lacking) == within
         assert bool(schedule.lacking) == within
 
 
@@ -64,4 +64,4 @@ def test_the_planner_does_not_pick_what_is_not_exact_unless_it_is_asked_to() -> 
     assert sharing(PlanWanted(halves=True))
     assert sharing(PlanWanted(family="heads"))
     choice = choose(exact_only(costs, axes, PlanWanted()), boxes, links)
-    assert "rounds activations" in choice.refused["heads"]
+    assert "round activations" in choice.refused["heads"]
