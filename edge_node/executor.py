@@ -63,6 +63,7 @@ class LocalNode:
     """What programs work on. `secret` is mixed into the key of the hashes of ids.
 
     `log_place`: how a person gets to this node's log.
+    `sleep`: waits until a bounded task may end; a node that nothing is private to need not.
     `drawn`: graphs with random operators that have run on private data; what they draw next is private, too.
     """
 
@@ -73,6 +74,7 @@ class LocalNode:
     failures: Failures = field(default_factory=Failures)
     drawn: set[str] = field(default_factory=set)
     log_place: str = "what edge-node prints"
+    sleep: Callable[[float], None] = time.sleep
 
 
 class _Plainly:
@@ -108,7 +110,7 @@ class Execution:
         serial: int = 0,
         stop: Stop | None = None,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.program = program
@@ -120,7 +122,7 @@ class Execution:
         self._scope = f"task/{serial}/"
         self._stop = stop or Stop()
         self._clock = clock
-        self._sleep = sleep
+        self._sleep = sleep or node.sleep
         self._wall = wall
         self._arrived = clock()
         self._tensors = TaskTensors(node.store)

@@ -10,10 +10,11 @@ import math
 import random
 import secrets
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from queue import SimpleQueue
+from functools import partial
 from typing import Any
 
 import grpc
@@ -32,11 +33,11 @@ from edge_attention.core.messages import link as said
 from edge_attention.core.messages.program import CALL_BYTES, Call, Contribution, Program
 from edge_attention.core.transitions import told
 from edge_attention.metrics.node import NodeMetrics
-from edge_attention.trust.dial import Dial
-from edge_attention.wire.caller import Caller, Duplex
 from edge_attention.wire.codec import MESSAGE_LIMIT
 from edge_attention.wire.link import from_node, task_of, to_node
 from edge_attention.wire.writer import StreamWriter
+from edge_node.crew import Hands
+from edge_node.dialling import Connector, LinkLine, LinkStream
 from edge_node.direct import DirectCall
 from edge_node.executor import Execution, LocalNode
 from edge_node.limits import graphs_of, require_caller
@@ -56,15 +57,15 @@ from edge_node.session import (
     Say,
     SendMessage,
     Session,
+    SessionPhase,
     Start,
 )
-from edge_node.short import SHORT_SECONDS, Short, kind_of
+from edge_node.short import SHORT_SECONDS, kind_of
 from edge_node.steps import ANYTHING, readable
 from edge_node.transfers import INLINE, NODE_STREAM, Transfers, in_messages, is_large, split
 
 log = logging.getLogger(__name__)
 
-WORKERS = 4
 BACKLOG = 16 * 1024 * 1024
 """Bytes of contributions that wait for credit before tasks are held up."""
 
@@ -101,13 +102,18 @@ class _Work:
 class NodeLink:
     """Keeps `node` connected to the aggregator `dial` reaches, until it is told to leave."""
 
-    def __init__(self, dial: Dial, name: str, node: LocalNode, runtime: Runtime) -> None:
+    def __init__(
+        self, dial: Connector, name: str, node: LocalNode, runtime: Runtime, hands: Hands | None = None
+    ) -> None:
+        """`hands`: what nodes of one process share; None: this one has its own."""
         self._dial = dial
         self._name = name
         self._node = node
         self._runtime = runtime
         self._instance = secrets.token_hex(8)
-        memory, report = lambda: node.store.used, lambda now: self.metrics.report(now)
+        self._hands, self._own_hands = hands or Hands(), hands is None
+        reports = self._hands.reports
+        memory, report = lambda: node.store.used, lambda now: self.metrics.report(now) if reports else b""
         self._session = Session(name, dial.address, self._register, memory, random.random, report)
         quiet = bool(node.datasets)
         self.metrics: NodeMetrics = NodeMetrics(
@@ -118,35 +124,35 @@ class NodeLink:
         self.metrics.certificate_expiry.follow(lambda: dial.ends())
         self._transfers = Transfers(node.store, lambda way, n: self.metrics.bytes.labels(way, "bulk").inc(n))
         self._prepared = PreparedPrograms(node.store, runtime)
-        self._parts = TaskParts(node.store, runtime, self._transfers, self._prepared)
+        self._parts = TaskParts(node.store, runtime, self._transfers, self._prepared, self._hands.loaders)
         node.store.freed = self._prepared.forget
-        self._short = Short()
-        self._work: SimpleQueue[_Work | None] = SimpleQueue()
-        """What the workers take. No executor: its futures would lie on the way to each answer."""
-        self._workers = 0
+        self._short = self._hands.short
         self._serials = itertools.count()
         self._stops: dict[str, Stop] = {}
         self._tasks = set[asyncio.Task[None]]()
         self._stream: asyncio.Task[None] | None = None
-        self._caller: Caller | None = None  # of the connection there is, or was until a message came damaged
-        self._former: Duplex[bytes, bytes] | None = None  # the stream that one came on
+        self._caller: LinkLine | None = (
+            None  # of the connection there is, or was until a message came damaged
+        )
+        self._former: LinkStream | None = None  # the stream that one came on
         self._turn = threading.RLock()
         """Whose turn it is with the session: the loop's, or a worker's that has an answer."""
         self._outgoing: deque[bytes] = deque()
         self._writer: StreamWriter | None = None
-        self._open: Duplex[bytes, bytes] | None = None
+        self._open: LinkStream | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._wake: float | None = None
         self._room = asyncio.Event()
-        self._left: asyncio.Future[tuple[int, str]] | None = (
-            None  # from `run` on; done: the exit code, and why
-        )
+        self._left: asyncio.Future[tuple[int, str]] | None = None
+        """The exit code and what to say about it, once it runs."""
 
     def registered(self) -> bool:
         return self._session.registered
 
     async def run(self) -> tuple[int, str]:
         """Returns the exit code and what to say about it."""
+        if self._session.phase is SessionPhase.LEFT:
+            return 1, ""  # gone before it began
         self._loop = asyncio.get_running_loop()
         left = self._left = self._loop.create_future()
         self._step(self._session.tick)
@@ -155,8 +161,8 @@ class NodeLink:
             await self._end_stream(self._stream, 2.0 if code == 0 else 0.1)
         for stop in self._stops.values():
             stop.set(Unavailable("the node has left"))
-        for _ in range(self._workers):
-            self._work.put(None)
+        if self._own_hands:
+            self._hands.crew.close()
         if self._caller is not None:
             await self._caller.close()
         return code, text
@@ -173,6 +179,15 @@ class NodeLink:
     def drain(self) -> None:
         """Finish what runs and leave; called again, leave at once."""
         self._step(self._session.drain)
+
+    def vanish(self) -> None:
+        """Be gone at once, as after kill -9: what runs is lost, and it does not come back. `run` returns."""
+        with self._turn:
+            actions = self._session.vanish(time.monotonic())
+        for action in actions:
+            self._perform(action)
+        if self._left is not None:
+            self._settle()
 
     def _register(self, session: str) -> said.Register:
         node, r, name = self._node, self._runtime, self._name
@@ -229,8 +244,8 @@ class NodeLink:
             case Leave(code, text):
                 if code:
                     log.info("it came to this so: %s", told(self._session.transitions))
-                assert self._left is not None  # nothing happens before `run`
-                self._left.set_result((code, text))
+                if self._left is not None and not self._left.done():
+                    self._left.set_result((code, text))
 
     def _send(self, message: said.FromNode | bytes) -> None:
         self._outgoing.append(message if isinstance(message, bytes) else from_node.encode(message))
@@ -376,6 +391,8 @@ class NodeLink:
     def _kind(
         self, program: Program, graphs: Mapping[str, Graph | ForeignGraph], in_steps: bool = False
     ) -> Hashable | None:
+        if (kind := self._hands.kind) is not None:
+            return kind(program, graphs)
         if self._node.datasets:
             return None
         store = self._node.store
@@ -419,19 +436,18 @@ class NodeLink:
             self._queue(work)
 
     def _queue(self, work: _Work) -> None:
-        if self._workers < WORKERS and self._workers < len(self._stops):
-            self._workers += 1
-            threading.Thread(target=self._worker, name=f"task_{self._workers}", daemon=True).start()
-        self._work.put(work)
+        self._hands.crew.put(partial(self._job, work), len(self._stops))
 
-    def _worker(self) -> None:
-        while (work := self._work.get()) is not None:
-            began = self._loop.time()
-            message, data, plain = self._carried_out(work)
-            rest = self._said(message, data)
-            took = self._loop.time() - began if plain else math.inf
-            self._loop.call_soon_threadsafe(self._over, work, message, rest, took)
-            del work, message, data  # not kept while the next one is waited for
+    def _job(self, work: _Work) -> Callable[[], None]:
+        """In a worker thread: carry the task out. What is returned has its last contribution leave."""
+        began = self._hands.clock()
+        message, data, plain = self._carried_out(work)
+        took = self._hands.clock() - began if plain else math.inf
+        return partial(self._deliver, work, message, data, took)
+
+    def _deliver(self, work: _Work, message: Contribution, data: bytes, took: float) -> None:
+        rest = self._said(message, data)
+        self._loop.call_soon_threadsafe(self._over, work, message, rest, took)
 
     def _over(self, work: _Work, message: Contribution, rest: list[Action], took: float) -> None:
         """The answer is on its way, and nobody waits for this."""
@@ -442,11 +458,11 @@ class NodeLink:
 
     def _run_here(self, work: _Work) -> None:
         """Run a short task on the loop's own thread."""
-        began = self._loop.time()
+        began = self._hands.clock()
         contributions = work.contributions
         for message in contributions:
             if isinstance(message, int):
-                if message != ANYTHING and readable(message, began + SHORT_SECONDS - self._loop.time()):
+                if message != ANYTHING and readable(message, SHORT_SECONDS - (self._hands.clock() - began)):
                     continue
                 # What it waits for takes longer: a worker goes on from here.
                 self._short.took(work.kind, math.inf, self._loop.time(), on_loop=True)
@@ -465,8 +481,7 @@ class NodeLink:
                 self._end(work.execution, work.stop, message, data)
                 break
             self._produced(message, data)
-        now = self._loop.time()
-        self._short.took(work.kind, now - began, now, on_loop=True)
+        self._short.took(work.kind, self._hands.clock() - began, self._loop.time(), on_loop=True)
 
     def _carried_out(self, work: _Work) -> tuple[Contribution, bytes, bool]:
         """In a worker thread: run the task and send its contributions, but for the last.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 
 import numpy as np
 
@@ -17,21 +18,24 @@ from edge_node.runtime import ForeignGraph, Graph, Runtime, Stop
 from edge_node.store.store import Store
 from edge_node.transfers import Transfers, together
 
-LOADERS = 4
-"""Threads that load graphs and freeze programs."""
-
 
 class TaskParts:
     """Fetches the parts of tasks. All of it is to be called on one event loop."""
 
     def __init__(
-        self, store: Store, runtime: Runtime, transfers: Transfers, prepared: PreparedPrograms
+        self,
+        store: Store,
+        runtime: Runtime,
+        transfers: Transfers,
+        prepared: PreparedPrograms,
+        pool: Executor,
     ) -> None:
+        """`pool` loads graphs and freezes programs."""
         self._store = store
         self._runtime = runtime
         self._transfers = transfers
         self._prepared = prepared
-        self._pool = ThreadPoolExecutor(LOADERS, thread_name_prefix="load")
+        self._pool = pool
 
     async def fetch(
         self,
@@ -74,6 +78,22 @@ class TaskParts:
         await together(place, bulk_tensors)
 
     async def _load(self, digest: str, stop: Stop) -> Graph | ForeignGraph:
+        """The graph; where another task has it come, nodes of this process included, that one's."""
+        coming = self._runtime.coming
+        while (other := coming.get(digest)) is not None:
+            stop.check()
+            with contextlib.suppress(TimeoutError):  # woken now and then: this task may be ended meanwhile
+                await asyncio.wait_for(other.wait(), 1)
+        if (graph := self._runtime.cached(digest)) is not None:
+            return graph
+        here = coming[digest] = asyncio.Event()
+        try:
+            return await self._loaded(digest, stop)
+        finally:
+            del coming[digest]
+            here.set()
+
+    async def _loaded(self, digest: str, stop: Stop) -> Graph | ForeignGraph:
         loop = asyncio.get_running_loop()
         graph = await loop.run_in_executor(self._pool, self._runtime.find, digest)
         if graph is not None:

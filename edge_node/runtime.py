@@ -228,6 +228,8 @@ class Runtime:
         self._graphs: OrderedDict[str, Graph | ForeignGraph] = OrderedDict()
         self._lock = threading.Lock()
         self._shared_arena = False
+        self.coming: dict[str, asyncio.Event] = {}
+        """Digest of a graph that a task has come -> set when it is here, or does not come."""
 
     def limit_arena(self) -> None:
         """Bound what all graphs together allocate by `limit`. Once a process, which has one allocator."""

@@ -322,6 +322,10 @@ class Session:
         beat: list[Action] = [self._beat(now)] if self.registered else []
         return [Say(text), *beat, *self._finish(now)]
 
+    def vanish(self, now: float) -> list[Action]:
+        """Be gone without a word."""
+        return [] if self.phase is SessionPhase.LEFT else self._leave(1, "", now)
+
     def _registered(self, message: said.Registered, now: float) -> list[Action]:
         if self.phase is not SessionPhase.REGISTERING:
             return []

@@ -17,12 +17,12 @@ from edge_attention.core.halves import from_wire, stored_dtype, to_wire
 from edge_attention.core.messages.link import DownloadRequest, UploadChunk, Uploaded
 from edge_attention.core.messages.program import BulkTensor, Contribution
 from edge_attention.core.tensors import Array, DataType, Encoded, Encoding
-from edge_attention.wire.caller import Caller
 from edge_attention.wire.codec import Codec
 from edge_attention.wire.link import CONNECT, DOWNLOAD, LINK, UPLOAD
 from edge_attention.wire.methods import Method
 from edge_attention.wire.tensors import check_size
 from edge_node import shared_memory
+from edge_node.dialling import LinkLine
 
 T = TypeVar("T")
 
@@ -156,10 +156,10 @@ class Transfers:
         self._counted = counted
         self._chunk = CHUNK
         self._quick = False
-        self._connection: tuple[Caller, str] | None = None
+        self._connection: tuple[LinkLine, str] | None = None
         self._online = asyncio.Event()
 
-    def online(self, caller: Caller, session: str) -> None:
+    def online(self, caller: LinkLine, session: str) -> None:
         """There is a connection: transfers that wait for one go on over it."""
         self._connection = (caller, session)
         self._online.set()
@@ -309,7 +309,7 @@ class Transfers:
         self._chunk = max(LEAST_CHUNK, answer.chunk_bytes) if answer.chunk_bytes else CHUNK
         return answer.received
 
-    async def _connected(self, stop: StopCheck) -> tuple[Caller, str]:
+    async def _connected(self, stop: StopCheck) -> tuple[LinkLine, str]:
         while True:
             stop.check()
             if self._connection is not None:

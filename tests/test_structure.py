@@ -117,6 +117,10 @@ def test_only_wire_names_generated_messages():
             ), path
 
 
+HOST = "edge_attention/simulation/host.py"
+"""A simulation is both daemons in one process: the one file that imports both, loaded by its name."""
+
+
 @pytest.mark.parametrize(
     ("folder", "others"),
     [
@@ -132,9 +136,18 @@ def test_only_wire_names_generated_messages():
 )
 def test_rooms_do_not_import(folder, others):
     for path in python(folder):
+        if path == ROOT / HOST:
+            continue
         for name in imported(path):
             for other in others:
                 assert not within(name, other), f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_nobody_imports_the_host_of_a_simulation():
+    module = HOST.removesuffix(".py").replace("/", ".")
+    for folder in TOPS:
+        for path in python(folder):
+            assert not any(within(name, module) for name in imported(path)), path.relative_to(ROOT)
 
 
 TOPS = ("edge_attention", "edge_node", "aggregator")

@@ -232,6 +232,7 @@ class TensorFile:
             self.close()
             raise
         self._digests = dict(digests or {})
+        self._kept: dict[str, Array] = {}
 
     def close(self) -> None:
         """Close the file: nothing can be read from it any more. Closing it again does nothing."""
@@ -265,6 +266,14 @@ class TensorFile:
                 if not count:
                     raise self._damaged()
                 view, offset = view[count:], offset + count
+        return array
+
+    def kept(self, name: str) -> Array:
+        """The tensor, read once and kept as long as this is: for a small one that many ask for. Read-only."""
+        if (array := self._kept.get(name)) is None:
+            array = self.read(name).reshape(self._places[name].shape)
+            array.flags.writeable = False
+            self._kept[name] = array
         return array
 
     def location(self, name: str) -> tuple[Path, int, int]:

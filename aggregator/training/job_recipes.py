@@ -83,7 +83,7 @@ class JobRecipe(ABC):
         files = {digest: await asyncio.to_thread(state.blob_path, digest) for digest in digests}
         self._folder = await scratch.make(state.directory)
         try:
-            return await planner.make(job, files, self._folder, rows, nodes)
+            return await self._services.plan(job, files, self._folder, rows, nodes)
         except BaseException:
             await self.discard()
             raise

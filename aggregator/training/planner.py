@@ -8,10 +8,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from aggregator.bounds.bounds import PLANNING_PROCESS
@@ -27,6 +28,9 @@ WHAT = "planning the model"
 
 RowShapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Node, of a fusion job `<node>/<dataset>`, to column to the shape of one row, of what the job reads."""
+
+MakePlan = Callable[..., Awaitable[str]]
+"""`make`, or `make_here`."""
 
 
 async def make(
@@ -44,6 +48,33 @@ async def make(
     Raises:
         EdgeAttentionError: what cannot be trained, and why; or what has ended its planning.
     """
+    _write_request(job, files, folder, rows, nodes)
+    # What is freed goes back to the system at once: a large model is handled piece after piece.
+    environment = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(256 * 1024)}
+    module = "aggregator.training.planner"
+    status = await apart.run(PLANNING_PROCESS, WHAT, module, str(folder), environment=environment)
+    return _made(folder, status)
+
+
+async def make_here(
+    job: FusionJob | FederatedJob | SplitJob,
+    files: Mapping[str, Path],
+    folder: Path,
+    rows: RowShapes | None = None,
+    nodes: Sequence[NodeTold] = (),
+) -> str:
+    """As `make`, in a thread of this process: for a model of whoever started it."""
+    _write_request(job, files, folder, rows, nodes)
+    return _made(folder, await asyncio.to_thread(main, folder))
+
+
+def _write_request(
+    job: FusionJob | FederatedJob | SplitJob,
+    files: Mapping[str, Path],
+    folder: Path,
+    rows: RowShapes | None,
+    nodes: Sequence[NodeTold],
+) -> None:
     encoded = base64.b64encode(START_RUN.request.encode(request_of(job))).decode()
     request = {
         "job": encoded,
@@ -52,10 +83,10 @@ async def make(
         "nodes": [vars(node) for node in nodes],
     }
     (folder / "request.json").write_text(json.dumps(request))
-    # What is freed goes back to the system at once: a large model is handled piece after piece.
-    environment = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(256 * 1024)}
-    module = "aggregator.training.planner"
-    status = await apart.run(PLANNING_PROCESS, WHAT, module, str(folder), environment=environment)
+
+
+def _made(folder: Path, status: int) -> str:
+    """The plan that `main` has left, which ended with `status`; raises its error."""
     failure = folder / "error.json"
     if failure.exists():
         said = json.loads(failure.read_text())

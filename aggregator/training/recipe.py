@@ -11,17 +11,18 @@ from aggregator.training.activity import RunActivity
 from aggregator.training.housekeeping import Housekeeping
 from aggregator.training.metrics import RunMetrics
 from aggregator.training.page import TrainingPage
+from aggregator.training.planner import MakePlan, make
 from aggregator.training.runs import Runs
 from aggregator.training.service import TrainingApi
 from aggregator.training.services import Services
 
 
-def training(engine: Engine) -> Recipe:
-    """Trains. Runs of an earlier life go on when the server resumes."""
+def training(engine: Engine, plan: MakePlan = make) -> Recipe:
+    """Trains. Runs of an earlier life go on when the server resumes. `plan` makes jobs' plans."""
     e, activity, metrics = engine, RunActivity(), RunMetrics(engine.metrics)
     parts = (e.state, ParameterStore(e.state), e.membership, e.trips, e.bulk, e.link)
     runner = ModelRunner(engine)
-    runs = Runs(Services(*parts, metrics, e.patience, runner, activity), e.budgets)
+    runs = Runs(Services(*parts, metrics, e.patience, runner, activity, plan), e.budgets)
     housekeeping = Housekeeping(e.state, runs, e.retention, e.metrics)
 
     def resume() -> None:

@@ -13,6 +13,7 @@ from aggregator.store.parameters import ParameterStore
 from aggregator.store.state import State
 from aggregator.training.activity import RunActivity
 from aggregator.training.metrics import RunMetrics
+from aggregator.training.planner import MakePlan, make
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Services:
         patience: seconds that a run waits for a node, unless its job says otherwise.
         runner: takes requests through models that are cut; of training alone.
         activity: what has happened lately, for the page.
+        plan: makes jobs' plans, by default in a process of its own.
     """
 
     state: State
@@ -35,3 +37,4 @@ class Services:
     patience: float
     runner: ModelRunner
     activity: RunActivity = field(default_factory=RunActivity)
+    plan: MakePlan = make

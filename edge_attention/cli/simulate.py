@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,13 @@ from edge_attention.tables.reading import read_table
 MOST_NODES = 2_000
 STARTED_SECONDS = 120.0
 """That nodes have to come, those that the scenario has come late apart."""
-LEASE_SECONDS = "30"
+LEASE_SECONDS = 30.0
 """Nodes share two cores or four: one that is silent for so long is not lost yet."""
 
 _EPILOG = """
-The job runs as it would on a fleet: the real aggregator and its strategies, nodes that train with the same
-graphs, over gRPC on loopback. Nodes share a few processes, what is loaded there, and this machine's cores:
-how long a round takes says nothing of a fleet's.
+The job runs as it would on a fleet: the real aggregator and its strategies, and nodes that train with the
+same graphs and come to the same parameters. All of it is in this process, or nodes share a few, with what is
+loaded there and this machine's cores: how long a round takes says nothing of a fleet's.
 
 A scenario (--scenario) has nodes that are slow, fail, or come late:
 
@@ -81,7 +82,10 @@ Examples:
     help="Who is slow, fails or comes late: TOML, see below.",
 )
 @click.option(
-    "--processes", type=click.IntRange(1, 64), help="Processes that the nodes share.  [default: cores]"
+    "--processes",
+    type=click.IntRange(0, 64),
+    default=0,
+    help="Processes that nodes share, over gRPC: for large models; 0: all are in this one.",
 )
 @click.option(
     "--record",
@@ -104,7 +108,7 @@ def simulate(
     alpha: float,
     seed: int,
     scenario: Path | None,
-    processes: int | None,
+    processes: int,
     record: Path | None,
     state: Path | None,
     as_json: bool,
@@ -124,26 +128,30 @@ def simulate(
         least, most = min(map(len, rows)), max(map(len, rows))
         say(f"{count:,} nodes of {least:,} to {most:,} rows, {sum(map(len, rows)):,} in all")
     began = time.monotonic()
-    hosts = min(count, processes or len(os.sched_getaffinity(0)))
-    with tempfile.TemporaryDirectory(prefix="edge-simulate-") as folder:
-        nodes = [
-            {"name": name, "rows": {wanted.dataset: share.tolist()}, **asdict(found[name])}
-            for name, share in zip(names, rows, strict=True)
-        ]
-        with (
-            _fleet(Path(folder), wanted.dataset, data, nodes, hosts, state) as fleet,
-            Client(fleet.address, timeout=300.0) as client,
-        ):
-            _wait(client, fleet, [name for name in names if not found[name].after])
-            ready = time.monotonic()
-            run = client.train(replace(wanted, nodes=tuple(names)))
-            watch(run, record, as_json, goes_on=False)
-            _report(found, ready - began, time.monotonic() - ready, as_json)
+    nodes = [
+        {"name": name, "rows": {wanted.dataset: share}, **asdict(found[name])}
+        for name, share in zip(names, rows, strict=True)
+    ]
+    require: Callable[[], None] = _nothing
+    with ExitStack() as stack:
+        if processes:
+            hosts = min(count, processes)
+            fleet = stack.enter_context(_fleet(wanted.dataset, data, nodes, hosts, state))
+            address, require = fleet.address, partial(_require_running, fleet)
+        else:
+            hosted = _host().hosted
+            tables = {wanted.dataset: table}
+            address = stack.enter_context(hosted(nodes, tables, state, LEASE_SECONDS))
+        client = stack.enter_context(Client(address, timeout=300.0))
+        _wait(client, require, [name for name in names if not found[name].after])
+        ready = time.monotonic()
+        run = client.train(replace(wanted, nodes=tuple(names)))
+        watch(run, record, as_json, goes_on=False)
+        _report(found, ready - began, time.monotonic() - ready, as_json)
 
 
 @contextmanager
 def _fleet(
-    folder: Path,
     dataset: str,
     data: str,
     nodes: Sequence[Mapping[str, Any]],
@@ -151,15 +159,18 @@ def _fleet(
     state: Path | None,
 ) -> Iterator[LocalFleet]:
     """An aggregator, and the processes that nodes share; all are ended when it is left."""
-    with LocalFleet(state) as fleet:
-        fleet.start_aggregator("--lease", LEASE_SECONDS)
+    with tempfile.TemporaryDirectory(prefix="edge-simulate-") as folder, LocalFleet(state) as fleet:
+        fleet.start_aggregator("--lease", f"{LEASE_SECONDS:g}")
         for host in range(hosts):
-            file = folder / f"nodes-{host}.json"
+            file = Path(folder, f"nodes-{host}.json")
             said = {
                 "aggregator": fleet.address,
                 "threads": 1,
                 "files": {dataset: _absolute(data)},
-                "nodes": nodes[host::hosts],
+                "nodes": [
+                    {**node, "rows": {name: rows.tolist() for name, rows in node["rows"].items()}}
+                    for node in nodes[host::hosts]
+                ],
             }
             file.write_text(json.dumps(said), encoding="utf-8")
             fleet.start_child(f"nodes {host + 1}", "edge_node.many", [str(file)])
@@ -171,8 +182,29 @@ def _absolute(data: str) -> str:
     return f"{Path(file).absolute()}{question}{options}"
 
 
-def _wait(client: Client, fleet: LocalFleet, names: Sequence[str]) -> None:
-    """Return when the aggregator has all of `names`.
+def _host() -> Any:
+    """Both daemons, as modules; an installation for clients has neither."""
+    try:
+        return import_module("edge_attention.simulation.host")
+    except ModuleNotFoundError as error:
+        raise FailedPrecondition(
+            f"simulate needs {error.name}, which is not installed: "
+            "pip install 'edge-attention[aggregator,cli]'"
+        ) from None
+
+
+def _nothing() -> None:
+    """What is in this process runs, or has raised."""
+
+
+def _require_running(fleet: LocalFleet) -> None:
+    for child in fleet.children.values():
+        if not child.running:
+            raise FailedPrecondition(f"{child.name} ended as it started:", child.last_lines())
+
+
+def _wait(client: Client, require: Callable[[], None], names: Sequence[str]) -> None:
+    """Return when the aggregator has all of `names`. `require` raises where they cannot come any more.
 
     Raises:
         FailedPrecondition: a process of nodes has ended.
@@ -184,15 +216,13 @@ def _wait(client: Client, fleet: LocalFleet, names: Sequence[str]) -> None:
         lacking = [name for name in names if name not in there]
         if not lacking:
             return
-        for child in fleet.children.values():
-            if not child.running:
-                raise FailedPrecondition(f"{child.name} ended as it started:", child.last_lines())
+        require()
         if time.monotonic() > until:
             raise DeadlineExceeded(
                 f"{len(lacking):,} of {len(names):,} nodes did not come within {STARTED_SECONDS:g} s, "
                 f"{lacking[0]} among them"
             )
-        time.sleep(0.1)
+        time.sleep(0.02)
 
 
 def _report(found: Mapping[str, NodeCourse], start: float, run: float, as_json: bool) -> None:

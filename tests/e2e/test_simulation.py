@@ -10,7 +10,12 @@ import numpy as np
 import psutil
 import pytest
 
+from edge_attention import Client
+from edge_attention.cli.local_fleet import LocalFleet
 from edge_attention.graphs.builders import attention_rows
+from edge_attention.jobs.job_file import read_job
+from edge_attention.simulation.partition import RowSharing, partition
+from edge_attention.tables.reading import read_table
 
 JOB = """
 name = "first"
@@ -79,6 +84,43 @@ def test_a_job_over_many_uneven_slow_failing_and_late_nodes(folder):
         p.pid for p in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(p.info["cmdline"] or ())
     ]
     assert not left
+
+
+def parameters_of(state, run):
+    """What a run kept in `state`, by an aggregator that comes later."""
+    with LocalFleet(state) as fleet:
+        fleet.start_aggregator()
+        with Client(fleet.address) as client:
+            return dict(client.run(run).parameters())
+
+
+def test_parameters_are_to_the_bit_those_of_a_fleet_of_daemons_with_these_rows(folder):
+    found = {}
+    for processes in ("0", "2"):
+        state = folder / f"state-{processes}"
+        words = ["--nodes", "3", "--seed", "5", "--processes", processes, "--state", str(state), "--json"]
+        done = simulate(folder, *words)
+        assert done.returncode == 0, done.stderr
+        run = json.loads(done.stdout.split("\n{\n")[0].splitlines()[-1])["id"]
+        found[processes] = parameters_of(state, run)
+
+    table = read_table(folder / "rows.npz")
+    with LocalFleet() as fleet:
+        fleet.start_aggregator()
+        for number, rows in enumerate(partition(table, RowSharing(), 3, 5), 1):
+            file = folder / f"{number}.npz"
+            with np.load(folder / "rows.npz") as arrays:
+                np.savez(file, **{column: array[rows] for column, array in arrays.items()})
+            name = f"node-{number}"
+            fleet.start_node(name, "--threads", "1", "--allow-own-data", data={"rows": file})
+        with Client(fleet.address) as client:
+            run = client.train(read_job(folder / "job.toml"))
+            assert [event.number for event in run] == [1, 2, 3]
+            found["daemons"] = dict(run.parameters())
+    for how in ("0", "2"):
+        assert found[how].keys() == found["daemons"].keys()
+        for name, array in found["daemons"].items():
+            np.testing.assert_array_equal(found[how][name], array, err_msg=f"{how} processes: {name}")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from edge_attention.core.messages.program import (
 from edge_attention.core.tensors import DataType, Encoding
 from edge_attention.wire.link import prepared_program
 from edge_node.cell.cells import LANES
-from edge_node.link import WORKERS
+from edge_node.crew import WORKERS
 
 pytestmark = pytest.mark.e2e
 

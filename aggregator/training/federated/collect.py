@@ -7,7 +7,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -51,6 +51,9 @@ log = logging.getLogger(__name__)
 
 STRIKES = 3
 """Rounds whose program a node may find wrong that others carry out, until it is in quarantine."""
+LOOK_SECONDS, LOOK_PART = 0.1, 20
+"""How far nodes have come is looked at so often while answers come, or more seldom where looking takes long:
+for every answer it would be the square of their number."""
 PATIENT_SECONDS = 2.0
 """A round, or an evaluation, younger than this is no wait worth a word."""
 
@@ -272,6 +275,7 @@ class Synchronous(Collector):
         known = len(self._accused)
         actions: list[Action] = round.start()
         closed: tuple[str, ...] | None = None
+        look = began
         try:
             while closed is None:
                 for action in actions:
@@ -302,15 +306,11 @@ class Synchronous(Collector):
                 event = await self.next_event(round.wake)
                 now = time.monotonic()
                 actions = list(event(now)) if event is not None else []
-                for node in tasks:
-                    if (chunks := self.progress(node, began)) is not None:
-                        actions += round.progress(node, *chunks, now)
-                for node in round.waited:
-                    actions += (round.back if self.there(node) else round.lost)(node, now)
+                if event is None or now >= look:
+                    actions += self._looked(round, tasks, began, now)
+                    # However many nodes there are, to look at all of them takes a small part of the time.
+                    look = time.monotonic() + max(LOOK_SECONDS, LOOK_PART * (time.monotonic() - now))
                 actions += round.tick(now)
-                if now - began > PATIENT_SECONDS:
-                    self.say(round.waits(now), ",".join(round.waited), round.missing)
-                    self.show(round.doing(now))
         finally:
             for task in tasks.values():
                 task.cancel()
@@ -323,6 +323,19 @@ class Synchronous(Collector):
             self._timings.add(node, round.seconds[node])
             self._work.took_part(node, basis.number)
         return Collected([updates[node] for node in closed], left_out)
+
+    def _looked(self, round: Round, asked: Iterable[str], began: float, now: float) -> list[Action]:
+        """What all nodes do, to the round and to those who watch."""
+        actions: list[Action] = []
+        for node in asked:
+            if (chunks := self.progress(node, began)) is not None:
+                actions += round.progress(node, *chunks, now)
+        for node in round.waited:
+            actions += (round.back if self.there(node) else round.lost)(node, now)
+        if now - began > PATIENT_SECONDS:
+            self.say(round.waits(now), ",".join(round.waited), round.missing)
+            self.show(round.doing(now))
+        return actions
 
     def _ask_others(self, basis: Basis, reasons: Mapping[str, str]) -> None:
         """Nothing that these returned is finite. Where others were not asked they are, once: it may be the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -70,6 +71,8 @@ class Programs:
     strategy: Strategy
     encoding: UpdateEncoding
     _recent: list[tuple[Instruction, ...]] = field(default_factory=list)
+    _made: dict[tuple[Any, ...], tuple[ProgramParts, Array | None]] = field(default_factory=dict)
+    """What was asked -> what it comes to, but for rows; with `alpha`, so that nothing else gets its id."""
 
     @property
     def proximal(self) -> float:
@@ -98,6 +101,27 @@ class Programs:
         `forgotten`: rounds whose residuals it need not keep any longer.
         `alpha`: the global attention weights on the probe batch, for the penalty.
         """
+        # Nodes of a round are mostly asked the same but for their rows: it is made once.
+        old = tuple(forgotten)
+        key = (number, step, rows.shape, at(0), residual, old, id(alpha))
+        if (made := self._made.get(key)) is None:
+            made = self._train(number, rows, at, residual, old, alpha, step), alpha
+            if len(self._made) >= _RECENT:
+                self._made.clear()
+            self._made[key] = made
+        (instructions, tensors), _ = made
+        return instructions, {**tensors, **self._rows_of(rows)}
+
+    def _train(
+        self,
+        number: int,
+        rows: Int64,
+        at: At,
+        residual: int | None,
+        forgotten: tuple[int, ...],
+        alpha: Array | None,
+        step: int,
+    ) -> ProgramParts:
         tensors: dict[str, Array] = {}
         instructions: list[Instruction] = []
         single: Mapping[str, Value] = {}
@@ -106,11 +130,11 @@ class Programs:
             if self.job.local.clip_gradients:
                 tensors["task/max_gradient"] = np.asarray(self.job.local.clip_gradients, np.float32)
         if self.strategy.gradients:
-            instructions += self._gradient(rows, at, tensors)
+            instructions += self._gradient(at)
         elif "step" in self.plan.graphs:
-            instructions += self._steps(rows, at, tensors, alpha)
+            instructions += self._steps(len(rows), at, tensors, alpha)
         else:
-            single = self._single_step(rows, at, tensors)
+            single = self._single_step(at, tensors)
             instructions.append(self._batch("task/rows"))
         if self.job.consensus.attention:
             instructions += self._attention(at if self.strategy.gradients else _local, tensors)
@@ -188,6 +212,16 @@ class Programs:
 
     # Pieces
 
+    def _rows_of(self, rows: Int64) -> dict[str, Array]:
+        """What of a round's tensors is one node's."""
+        if self.strategy.gradients or "step" not in self.plan.graphs:
+            return {"task/rows": rows[0]}
+        if self.plan.slots:
+            return {"task/rows": np.ascontiguousarray(rows)}
+        # Without slots the first step reads the parameters where they are: no copy of the model.
+        rest = {"task/rows": np.ascontiguousarray(rows[1:])} if len(rows) > 1 else {}
+        return {"task/rows/first": rows[0], **rest}
+
     def _same(self, instructions: tuple[Instruction, ...]) -> tuple[Instruction, ...]:
         """Equal ones of before, if there are: the very same are sent once, and called (engine/prepared)."""
         for known in self._recent:
@@ -215,8 +249,7 @@ class Programs:
         wanted = self.plan.graphs[role].inputs
         return {name: value for name, value in inputs.items() if name in wanted}
 
-    def _gradient(self, rows: Int64, at: At, tensors: dict[str, Array]) -> list[Instruction]:
-        tensors["task/rows"] = rows[0]
+    def _gradient(self, at: At) -> list[Instruction]:
         count = len(self.plan.names)
         inputs = {**self._inputs(), **{f"x/{i}": Stored(at(i)) for i in range(count)}}
         outputs = {"loss": "task/loss_sum", **{f"grad/{i}": f"task/grad/{i}" for i in range(count)}}
@@ -225,9 +258,7 @@ class Programs:
         run = Run(self.plan.graphs["gradient"].digest, self._needed("gradient", inputs), outputs)
         return [self._batch("task/rows"), run]
 
-    def _steps(
-        self, rows: Int64, at: At, tensors: dict[str, Array], alpha: Array | None
-    ) -> list[Instruction]:
+    def _steps(self, times: int, at: At, tensors: dict[str, Array], alpha: Array | None) -> list[Instruction]:
         count, slots = range(len(self.plan.names)), self.plan.slots
         tensors["task/mu"] = np.asarray(self.proximal, np.float32)
         x = {f"x/{i}": f"task/x/{i}" for i in count}
@@ -274,14 +305,11 @@ class Programs:
             return (*before, self._batch(rows_name), Run(graph.digest, self._needed("step", bound), outputs))
 
         moving: dict[str, Value] = {name: Stored(stored) for name, stored in x.items()}
-        times = len(rows)
         if not slots:
-            # Without slots the first step reads the parameters where they are: no copy of the model.
             tensors["task/loss_sum"] = np.zeros((), np.float32)
             if self.plan.weighted:
                 tensors["task/weight_sum"] = np.zeros((), np.float32)
             tensors["task/count"] = np.zeros((), np.int64)
-            tensors["task/rows/first"] = rows[0]
             instructions += step({f"x/{i}": Stored(at(i)) for i in count}, "task/rows/first")
             times -= 1
         else:
@@ -292,17 +320,15 @@ class Programs:
             )
             instructions.append(start)
         if times:
-            tensors["task/rows"] = np.ascontiguousarray(rows[len(rows) - times :])
             instructions.append(Repeat(times, step(moving, "task/rows")))
         if slots:
             instructions.append(Drop(("task/slot/",)))
         return instructions
 
-    def _single_step(self, rows: Int64, at: At, tensors: dict[str, Array]) -> Mapping[str, Value]:
+    def _single_step(self, at: At, tensors: dict[str, Array]) -> Mapping[str, Value]:
         """What the update graph needs to take the one local step itself."""
         count = range(len(self.plan.names))
         tensors |= {
-            "task/rows": rows[0],
             "task/mu": np.asarray(self.proximal, np.float32),
             "task/loss_sum": np.zeros((), np.float32),
             "task/count": np.zeros((), np.int64),

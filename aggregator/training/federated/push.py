@@ -31,14 +31,14 @@ def lent(bulk: Bulk, file: TensorFile, names: Mapping[str, str], share: int = 1)
     """
     inline: dict[str, Array] = {}
     large: list[BulkTensor] = []
-    size = 0
+    size, specs = 0, file.specs
     try:
         for name, target in names.items():
-            dtype, shape = file.specs[name]
+            dtype, shape = specs[name]
             path, offset, nbytes = file.location(name)
             size += nbytes
             if size <= INLINE_LIMIT // (2 * share):  # the other half is for rows and the rest
-                inline[target] = file.read(name).reshape(shape)
+                inline[target] = file.kept(name)
                 continue
             size -= nbytes
             digest = file.digest(name)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -28,6 +29,9 @@ from edge_attention.core.messages.program import Drop, Instruction
 from edge_attention.core.tensors import Array
 
 __all__ = ["Basis", "Work"]
+
+FEW_ROWS, SMALL_UPDATE = 4096, 128 * 1024
+"""Up to so many rows, and bytes, a thread costs more than to draw and to check them on the loop."""
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +69,7 @@ class Work:
         self._programs = programs
         self._folder = folder
         self._samples = samples
+        self._wanted = programs.plan.specs(programs.encoding)
         self._keeps = programs.job.push.difference
         # Node -> the round whose residuals it goes on from, and those it may keep besides.
         self._residual: dict[str, int] = {}
@@ -94,7 +99,8 @@ class Work:
         """
         samples = self._samples[node]
         number = basis.number if turn is None else turn
-        rows = await asyncio.to_thread(samples.of_round, number)
+        few = samples.rows <= FEW_ROWS
+        rows = samples.of_round(number) if few else await asyncio.to_thread(samples.of_round, number)
         residual, besides = self._residual.get(node), self._besides.setdefault(node, set())
         # Of rounds it was left out of, too: what it had of them by then is there.
         old = sorted(besides - {number, residual})
@@ -107,9 +113,9 @@ class Work:
                 number, rows, at, residual=kept, forgotten=old, alpha=basis.alpha, step=basis.version + 1
             )  # fmt: skip
 
-        wanted = self._programs.plan.specs(self._programs.encoding)
+        wanted = self._wanted
         if basis.alpha is not None:
-            wanted["attention"] = (np.dtype(np.float32), basis.alpha.shape)
+            wanted = wanted | {"attention": (np.dtype(np.float32), basis.alpha.shape)}
         answer = await self.ask(node, basis, program, wanted, state, controls=True)
         besides.difference_update(old)
         weight = samples.job.local.batch if self._programs.strategy.gradients else samples.training
@@ -117,10 +123,15 @@ class Work:
             t.file_bytes if isinstance(t, SpooledTensor) else int(t.nbytes) for t in answer.tensors.values()
         )
         update = Update(node, weight, len(rows), answer.seconds, answer.tensors, size)
+        checked = partial(
+            check, update, self._programs.plan, self._programs.encoding, samples.job.local.batch
+        )
+        on_disk = any(isinstance(tensor, SpooledTensor) for tensor in answer.tensors.values())
         try:
-            await asyncio.to_thread(
-                check, update, self._programs.plan, self._programs.encoding, samples.job.local.batch
-            )
+            if size <= SMALL_UPDATE and not on_disk:
+                checked()
+            else:
+                await asyncio.to_thread(checked)
         except BaseException:
             update.close()
             raise
