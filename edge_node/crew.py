@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Protocol
 
+from edge_attention import box
+from edge_attention.core.messages.box import Box
 from edge_attention.core.messages.program import Program
 from edge_node.short import Short
 
@@ -81,6 +83,7 @@ class Hands:
             nothing of private data.
         clock: by which a program is short.
         reports: whether the node's metrics go up with its heartbeats.
+        machine: the box, given the provider that was asked for.
     """
 
     crew: Crew = field(default_factory=Threads)
@@ -89,3 +92,4 @@ class Hands:
     kind: Callable[[Program, Mapping[str, Any]], Hashable | None] | None = None
     clock: Callable[[], float] = time.monotonic
     reports: bool = True
+    machine: Callable[[str | None], Box] = box.describe

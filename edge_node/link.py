@@ -120,7 +120,7 @@ class NodeLink:
             node.store, self._session, runtime.provider, runtime.threads, runtime.cells, quiet
         )
         # Later it would tell what tasks on private data take.
-        self._free = box.describe().memory_available if quiet else None
+        self._free = self._hands.machine(None).memory_available if quiet else None
         self.metrics.certificate_expiry.follow(lambda: dial.ends())
         self._transfers = Transfers(node.store, lambda way, n: self.metrics.bytes.labels(way, "bulk").inc(n))
         self._prepared = PreparedPrograms(node.store, runtime)
@@ -194,7 +194,7 @@ class NodeLink:
         who = (box.software(), name, self._instance, session, r.provider, r.threads, node.store.limit)
         sets = tuple(dataset.describe() for dataset in node.datasets.values())
         held = tuple(said.Sequence(*item) for item in node.store.sequences().items())
-        machine = box.describe(r.asked)
+        machine = self._hands.machine(r.asked)
         if self._free is not None:
             machine = replace(machine, memory_available=self._free)
         return said.Register(said.PROTOCOL, *who, sets, held, node.releases.announced, machine)

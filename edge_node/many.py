@@ -22,13 +22,13 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edge_attention import loop
+from edge_attention import box, loop
 from edge_attention.core.messages.program import Program
 from edge_attention.descriptors import raise_descriptors
 from edge_attention.options import set_up
@@ -161,6 +161,8 @@ class ManyNodes:
         self._threads = crew.Threads(THREADS)
         self._loaders = ThreadPoolExecutor(THREADS, thread_name_prefix="load")
         self._brief = _Brief()
+        # All are on this machine: to look at it takes longer than a node's first round.
+        self._machine = lru_cache(box.describe)
         try:
             await asyncio.gather(*map(self._live, self.nodes))
         finally:
@@ -183,6 +185,7 @@ class ManyNodes:
             # By the clock on the wall a program would wait for its turn among all nodes'.
             clock=time.thread_time,
             reports=False,
+            machine=self._machine,
         )
         chance = random.Random(node.seed)
         while not self.left.is_set():

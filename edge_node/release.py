@@ -51,6 +51,8 @@ class Releases:
         self._own = own_data
         self.alignment = own_data or ALIGNMENT in names
         self._active: dict[str, Release] = {}
+        self._learned: tuple[str, ...] = ()
+        """The texts that came last."""
         """What is in force, by digest."""
         self._digests: set[str] = set()
         """Allowed digests, of releases whose texts are still to come too."""
@@ -99,6 +101,8 @@ class Releases:
     def learn(self, texts: Iterable[str]) -> None:
         """Put in force what the operator has allowed of these texts of releases; others change nothing."""
         texts = tuple(texts)
+        if texts == self._learned:
+            return  # of the same nothing is new: a program that runs again brings them each time
         for text in texts if self._jobs else ():
             self._learn_job(text)
         for text in texts:
@@ -116,6 +120,7 @@ class Releases:
             columns = "; ".join(release.columns)
             log.info("release %s is in force: results of %s from %s", digest[:12], graphs, columns)
             self._add(release)
+        self._learned = texts
 
     def _learn_job(self, text: str) -> None:
         """Allow all releases of a job that the operator has allowed, if this is its list."""

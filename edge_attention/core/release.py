@@ -19,7 +19,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from itertools import groupby
 
@@ -67,6 +67,7 @@ _TABLE = re.compile(r'columns (\{.*\}|sha256:[0-9a-f]{64}) of dataset ("(?:[^"\\
 _SOURCE = re.compile(r'column ("(?:[^"\\]|\\.)*") of dataset ("(?:[^"\\]|\\.)*")')
 
 
+@lru_cache(4096)
 def numbered(name: str) -> str:
     """`name` without the numbers of its parts: `x/3` as `x/*`."""
     return _NUMBER.sub(ANY, name)

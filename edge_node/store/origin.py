@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from edge_attention.core.release import Edge
@@ -32,7 +33,7 @@ class Origin:
         """What it is as an input of a graph."""
         return output_of(self.digest, self.output) if self.digest else self.output
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Bytes that the flow takes, about."""
         return sum(map(_size, self.flow or ()))
