@@ -227,10 +227,10 @@ def _sessions(model: OpenModel, plan: CutPlan, folder: Path) -> tuple[str, str]:
 
 def _with_decoder(planned: PlannedParts, files: list[Path], folder: Path) -> PlannedParts:
     """The same with the decoder beside it, for the same nodes. Raises where that cannot be served."""
-    if planned.coverage < 1:
+    if planned.lacking:
         raise FailedPrecondition(
-            f"the encoder's parts do not do all of it ({planned.lacking}), and its decoder would take what "
-            "they make for all: give a plan of the whole encoder"
+            f"what the encoder's parts make is not exact ({planned.lacking}), and its decoder would take it "
+            "for exact: give a plan of the whole encoder, layers or replicate"
         )
     form, model, schedule = write_beside(files, loads_plan(planned.plan), folder)
     more = _node_bytes(schedule, {p: planned.holders[p] for p in range(len(form.caches))}, model)
