@@ -22,7 +22,7 @@ from aggregator.engine.trip import Wanted
 from aggregator.inference.calls import FROZEN, TABLE, KnownWeight, constant_name, job_scope, weight_name
 from aggregator.inference.course import Course, PartSegment
 from aggregator.inference.decoding.flights import Flight, part_places
-from aggregator.inference.decoding.scheduling import TILE
+from aggregator.inference.decoding.session_bytes import TILE
 from edge_attention.core.errors import ResourceExhausted
 from edge_attention.core.messages.program import (
     CALL_BYTES,

@@ -18,20 +18,30 @@ The shell performs the actions, and tells what came of them. Times are readings 
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from aggregator.inference.decoding.actions import (
+    Action,
+    CallAnswered,
+    CallRefused,
+    Fly,
+    ForgetLane,
+    ForgetSession,
+    SeekHolder,
+    SupplyHolder,
+)
+from aggregator.inference.decoding.decoder_session import DecodePhase, DecoderSession
 from aggregator.inference.decoding.flights import (
     Flight,
     SessionRows,
     TokenSpan,
-    memory_range,
     owned_before,
 )
+from aggregator.inference.decoding.session_bytes import BLOCK, SessionBytes
 from aggregator.inference.part_of_request import PartsNodes
 from edge_attention.core.errors import (
     Cancelled,
@@ -48,16 +58,7 @@ from edge_attention.core.schedule.pieces import DecoderForm
 from edge_attention.core.tensors import Array, Float32
 from edge_attention.core.transitions import Transition, recent
 
-__all__ = [
-    "CallAnswered",
-    "CallRefused",
-    "Fly",
-    "ForgetLane",
-    "ForgetSession",
-    "SeekHolder",
-    "SessionScheduler",
-    "SupplyHolder",
-]
+__all__ = ["SessionScheduler"]
 
 FLIGHT_SESSIONS = 16
 """Sessions in one trip: each is an append and a run more of every attention."""
@@ -69,132 +70,6 @@ SESSION_TRIES = 8
 """Times that one call may lose a node in the middle; then it is refused."""
 IDLE_SECONDS = 900.0
 """A session that nobody extends is forgotten after so long."""
-BLOCK = 64
-"""Tokens that one part stores before it is the next one's turn, where parts share them."""
-TILE = 64
-"""Tokens of a tile: what a stored sequence grows by."""
-
-
-class DecodePhase(Enum):
-    """How a session stands."""
-
-    IDLE = "idle"
-    WAITS = "waits for a trip"
-    FLIES = "is on a trip"
-
-
-@dataclass(frozen=True)
-class Fly:
-    """Take this flight, and say `landed` or `lost`."""
-
-    flight: Flight
-
-
-@dataclass(frozen=True)
-class CallAnswered:
-    """The session's logits are all there: float32 [new tokens, vocabulary]."""
-
-    session: int
-    logits: Array
-
-
-@dataclass(frozen=True)
-class CallRefused:
-    """The session's call has ended so. Its tokens are those before the call."""
-
-    session: int
-    error: EdgeAttentionError
-
-
-@dataclass(frozen=True)
-class ForgetSession:
-    """Nodes are to forget what they store of a session; then its slot is free (`freed`)."""
-
-    slot: int
-    nodes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ForgetLane:
-    """Nodes are to forget what a flight in this lane left there. The lane is not used again."""
-
-    lane: int
-    nodes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class SeekHolder:
-    """No node that is there holds the part: have another one given it."""
-
-    part: int
-
-
-@dataclass(frozen=True)
-class SupplyHolder:
-    """The node lacks what it was given for the part: have it given that again."""
-
-    part: int
-    node: str
-
-
-Action = Fly | CallAnswered | CallRefused | ForgetSession | ForgetLane | SeekHolder | SupplyHolder
-
-
-@dataclass(eq=False)
-class DecoderSession:
-    """A session; only the machine changes it.
-
-    Attributes:
-        owner: who may use it.
-        stored: of how many of its tokens, from the first, keys and values are stored.
-        memory: what an encoder made of its input, float32 [tokens, width]; None: there is no encoder.
-        remembered: of how many tokens of that, from the first, keys and values are stored.
-        place, lives: by part, the node that stores them, and which process of it.
-        answered: logits of its new tokens, so far; from token `asked` on they are wanted.
-    """
-
-    number: int
-    owner: str
-    slot: int
-    used: float
-    tokens: list[int] = field(default_factory=list)
-    stored: int = 0
-    memory: Float32 | None = None
-    remembered: int = 0
-    place: tuple[str, ...] = ()
-    lives: tuple[str, ...] = ()
-    spans: list[TokenSpan] = field(default_factory=list)
-    phase: DecodePhase = DecodePhase.IDLE
-    asked: int = 0
-    answered: list[Array] = field(default_factory=list)
-    since: float = 0.0
-    began: float = 0.0
-    deadline: float = math.inf
-    tries: int = 0
-    alone: bool = False
-    closing: bool = False
-    nodes: set[str] = field(default_factory=set)
-    """All that may store something of it."""
-    counted: Mapping[str, int] = field(default_factory=dict)
-    """By node the bytes of it that are counted there."""
-
-    @property
-    def length(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def memory_length(self) -> int:
-        return 0 if self.memory is None else len(self.memory)
-
-    @property
-    def forgets(self) -> int:
-        """Tokens of its memory that are not stored."""
-        return self.memory_length - self.remembered
-
-    @property
-    def rows(self) -> int:
-        """Rows that are to go until its call is answered."""
-        return self.length - self.stored + self.forgets
 
 
 class SessionScheduler:
@@ -207,6 +82,7 @@ class SessionScheduler:
 
     Attributes:
         sessions: by number.
+        bytes: what they store, by node and owner.
         transitions: the last changes, for the log.
     """
 
@@ -217,7 +93,7 @@ class SessionScheduler:
         self.sessions: dict[int, DecoderSession] = {}
         self.transitions: deque[Transition] = recent()
         self._nodes = nodes
-        self._room = room
+        self.bytes = SessionBytes(form, room)
         self._lanes = list(range(lanes))
         self._next_lane = lanes
         self._flights: dict[int, Flight] = {}
@@ -226,8 +102,6 @@ class SessionScheduler:
         self._next_slot = 0
         self._spent: set[int] = set()
         """Slots in which a lost flight may still write: they are nobody's again."""
-        self._stored: Counter[tuple[str, str | None]] = Counter()
-        """Bytes by node and owner; of None all owners'."""
         self._now = 0.0
 
     # Events
@@ -280,11 +154,11 @@ class SessionScheduler:
                 f"bound session-tokens: the session has {session.length} tokens, and the model positions for "
                 f"{self.form.length}: {len(ids)} more do not fit; open another one"
             )
-        if session.place and (error := self._no_room(session, session.place, session.length + len(ids))):
+        if session.place and (error := self.bytes.no_room(session, session.place, session.length + len(ids))):
             raise error
         session.asked, session.answered, session.tries = session.length, [], 0
         session.tokens += ids
-        self._count(session)
+        self.bytes.count(session, session.number in self.sessions)
         session.began = session.since = session.used = now
         session.deadline = deadline
         self._turn(session, DecodePhase.WAITS)
@@ -299,7 +173,7 @@ class SessionScheduler:
             raise InvalidArgument(f"the session has {session.length} tokens: it cannot keep {length}")
         session.used = now
         del session.tokens[length:]
-        self._count(session)
+        self.bytes.count(session, session.number in self.sessions)
         self._keep(session, length)
 
     def close(self, number: int, now: float) -> list[Action]:
@@ -407,7 +281,7 @@ class SessionScheduler:
                 found.append(ForgetSession(chunk.slot, tuple(sorted(session.nodes))))
                 session.slot, session.place, session.lives = self._new_slot(), (), ()
                 session.nodes.clear()
-                self._count(session)
+                self.bytes.count(session, session.number in self.sessions)
             if not clean or lacks is not None:
                 self._lose(session)
             if chunk.states is None:
@@ -488,21 +362,9 @@ class SessionScheduler:
             return f"no node that is there holds part {part}: {self._nodes.why(part)}"
         return f"{len(self._flights)} trips of other sessions are under way"
 
-    def stored_bytes(self, node: str, but: DecoderSession | None = None, owner: str | None = None) -> int:
-        """What sessions store on a node; `but`: without this one; `owner`: only that one's."""
-        size = self._stored[node, owner]
-        if but is not None and owner in (None, but.owner):
-            size -= but.counted.get(node, 0)
-        return size
-
     def check(self) -> None:
         """Raises AssertionError where what always holds does not."""
-        stored: Counter[tuple[str, str | None]] = Counter()
-        for session in self.sessions.values():
-            for part, at in enumerate(session.place):
-                for owner in (None, session.owner):
-                    stored[at, owner] += self._bytes(session, part, session.length)
-        assert stored == self._stored, "what nodes store is counted wrong"
+        self.bytes.check(self.sessions.values())
         flying = [chunk.session for flight in self._flights.values() for chunk in flight.chunks]
         assert len(set(flying)) == len(flying), "a session is on two trips"
         slots = [session.slot for session in self.sessions.values()]
@@ -533,55 +395,6 @@ class SessionScheduler:
         if session.phase is not DecodePhase.IDLE or flies:
             raise FailedPrecondition("the session is being extended: wait for that, and then ask")
 
-    def _no_room(
-        self, session: DecoderSession, place: Sequence[str], tokens: int
-    ) -> ResourceExhausted | None:
-        """Why nodes cannot store so many tokens of the session, if they cannot.
-
-        An owner may have as much of a node as is left free after it, as of other bounds (bounds/budget.py).
-        """
-        for node in dict.fromkeys(place):
-            parts = [part for part, at in enumerate(place) if at == node]
-            size = sum(self._bytes(session, part, tokens) for part in parts)
-            used, room = self.stored_bytes(node, session), self._room(node)
-            if size and used + size > room:
-                return ResourceExhausted(
-                    f"bound cache-bytes: other sessions store {used:,} bytes on node {node!r}, which has "
-                    f"{room:,} for them; {size:,} more do not fit: close sessions, or start the node with a "
-                    "larger --memory-limit"
-                )
-            own = self.stored_bytes(node, session, session.owner) + size
-            if session.owner and size and own > (free := room - used - size):
-                return ResourceExhausted(
-                    f"bound cache-bytes: your sessions would store {own:,} bytes on node {node!r}, and leave "
-                    f"{free:,} free; one may have as much as it leaves: close sessions, or start the node "
-                    "with a larger --memory-limit"
-                )
-        return None
-
-    def _bytes(self, session: DecoderSession, part: int, tokens: int) -> int:
-        """What a part stores of a session of so many tokens, in whole tiles."""
-        each = self.form.token_bytes(part)
-        if self.form.by_tokens:
-            share = self.form.shares[part] / sum(self.form.shares)
-            tokens = math.ceil(tokens * share) + (BLOCK if tokens else 0)
-        start, stop = memory_range(self.form, part, session.memory_length)
-        of_memory = self.form.token_bytes(part, memory=True) * TILE * -(-max(stop - start, 1) // TILE)
-        return each * TILE * -(-tokens // TILE) + (of_memory if session.memory is not None else 0)
-
-    def _count(self, session: DecoderSession) -> None:
-        """Its length or its place is another one, or it has gone: have that counted."""
-        now = Counter[str]()
-        if session.number in self.sessions:
-            for part, at in enumerate(session.place):
-                now[at] += self._bytes(session, part, session.length)
-        for node in {*session.counted, *now}:
-            for key in ((node, None), (node, session.owner)):
-                self._stored[key] += now[node] - session.counted.get(node, 0)
-                if not self._stored[key]:
-                    del self._stored[key]
-        session.counted = now
-
     def _turn(self, session: DecoderSession, phase: DecodePhase, *words: str) -> None:
         self.transitions.append((self._now, (f"session {session.number}", *words), session.phase, phase))
         session.phase = phase
@@ -605,7 +418,7 @@ class SessionScheduler:
         """Its call ends with `error`; the session is as before it, or goes."""
         flies = session.phase is DecodePhase.FLIES
         del session.tokens[session.asked :]
-        self._count(session)
+        self.bytes.count(session, session.number in self.sessions)
         session.answered, session.deadline, session.used = [], math.inf, self._now
         self._turn(session, DecodePhase.IDLE, error.message)
         session.alone = False
@@ -621,7 +434,7 @@ class SessionScheduler:
             session.closing = True
             return []
         del self.sessions[session.number]
-        self._count(session)
+        self.bytes.count(session, session.number in self.sessions)
         return [ForgetSession(session.slot, tuple(sorted(session.nodes)))]
 
     def _land(self, number: int) -> Flight | None:
@@ -661,7 +474,7 @@ class SessionScheduler:
                 forgets = session.memory is not None and (lost or session.forgets > 0)
                 if group and forgets is not remembering:
                     continue  # a trip is of rows of memories, or of tokens
-                if own != session.place and (error := self._no_room(session, own, session.length)):
+                if own != session.place and (error := self.bytes.no_room(session, own, session.length)):
                     found += self._refuse(session, error)
                     continue
                 place, remembering = own, forgets
@@ -743,7 +556,7 @@ class SessionScheduler:
             self._lose(session)
         if session.place != place:
             session.place = place
-            self._count(session)
+            self.bytes.count(session, session.number in self.sessions)
         session.lives = lives
         session.nodes.update(place)
 

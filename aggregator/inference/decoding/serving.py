@@ -17,6 +17,17 @@ from aggregator.engine.recipe import Engine
 from aggregator.engine.trip import Errand
 from aggregator.inference.calls import KnownWeight
 from aggregator.inference.course import Course
+from aggregator.inference.decoding.actions import (
+    Action,
+    CallAnswered,
+    CallRefused,
+    Fly,
+    ForgetLane,
+    ForgetSession,
+    SeekHolder,
+    SupplyHolder,
+)
+from aggregator.inference.decoding.decoder_session import DecoderSession
 from aggregator.inference.decoding.flights import Flight, SessionRows, TokenSpan
 from aggregator.inference.decoding.flying import FlightLost, fly
 from aggregator.inference.decoding.programs import (
@@ -28,18 +39,7 @@ from aggregator.inference.decoding.programs import (
     slot_scope,
 )
 from aggregator.inference.decoding.routes import FlightRoutes
-from aggregator.inference.decoding.scheduling import (
-    Action,
-    CallAnswered,
-    CallRefused,
-    DecoderSession,
-    Fly,
-    ForgetLane,
-    ForgetSession,
-    SeekHolder,
-    SessionScheduler,
-    SupplyHolder,
-)
+from aggregator.inference.decoding.scheduling import SessionScheduler
 from aggregator.inference.delivery import NodeDeliveries, StoredPiece
 from aggregator.inference.holding import Pick, ShapeHolders
 from aggregator.inference.part_pieces import pieces_of

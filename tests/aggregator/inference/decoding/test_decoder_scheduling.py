@@ -10,17 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregator.inference.decoding import scheduling
-from aggregator.inference.decoding.flights import owned_before, part_places, row_inputs
-from aggregator.inference.decoding.scheduling import (
+from aggregator.inference.decoding.actions import (
     CallAnswered,
     CallRefused,
     Fly,
     ForgetLane,
     ForgetSession,
     SeekHolder,
-    SessionScheduler,
     SupplyHolder,
 )
+from aggregator.inference.decoding.flights import owned_before, part_places, row_inputs
+from aggregator.inference.decoding.scheduling import SessionScheduler
+from aggregator.inference.decoding.session_bytes import TILE
 from edge_attention.core.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -111,7 +112,7 @@ def test_what_others_store_is_not_counted_anew_for_each_token(monkeypatch):
     for one in sessions:
         (flight,) = flights(m.extend(one.number, [1, 2], 0.0, 9.0))
         m.landed(flight.number, logits(flight), 0.1)
-    looked, size = [], m._bytes
+    looked, size = [], m.bytes.of_part
 
     def noted(*of):
         looked.append(of)
@@ -119,14 +120,14 @@ def test_what_others_store_is_not_counted_anew_for_each_token(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(m, "check", lambda: None)  # which every event is followed by in tests
-        patch.setattr(m, "_bytes", noted)
+        patch.setattr(m.bytes, "of_part", noted)
         m.extend(sessions[7].number, [3], 1.0, 9.0)
     assert {of[0].number for of in looked} == {sessions[7].number}
-    assert m.stored_bytes("a") == m.stored_bytes("a", owner="me") == 50 * 64 * CACHE.token_bytes
+    assert m.bytes.on("a") == m.bytes.on("a", owner="me") == 50 * 64 * CACHE.token_bytes
     m.check()
     for one in sessions:
         m.close(one.number, 2.0)
-    assert m.stored_bytes("a") == 64 * CACHE.token_bytes, "one flies"
+    assert m.bytes.on("a") == 64 * CACHE.token_bytes, "one flies"
     m.check()
 
 
@@ -341,7 +342,7 @@ def test_bounds_have_names():
     session = m.open("me", 0.0)
     (flight,) = flights(m.extend(session.number, [1], 0.0, 9.0))
     m.landed(flight.number, logits(flight), 0.0)
-    m._room = lambda node: 1000
+    m.bytes._room = lambda node: 1000
     with pytest.raises(ResourceExhausted, match="cache-bytes"):
         m.extend(session.number, [1] * 64, 0.0, 9.0)
     assert session.tokens == [1]
@@ -444,7 +445,7 @@ def test_sessions_of_a_node_that_drains_go_on_elsewhere():
 
 def test_one_owner_has_as_much_of_a_node_as_is_left_free():
     m, _ = machine()
-    each = m.form.token_bytes(0) * scheduling.TILE
+    each = m.form.token_bytes(0) * TILE
     m, _ = machine(room=4 * each)
     sessions = [m.open("me", 0.0) for _ in range(3)]
     for session in sessions[:2]:

@@ -12,7 +12,7 @@ import pytest
 from decoder_runs import WholeDecoder
 from house import House, until
 
-from aggregator.inference.decoding import programs, scheduling
+from aggregator.inference.decoding import programs, scheduling, session_bytes
 from aggregator.inference.decoding.programs import cache_scope
 from aggregator.inference.decoding.serving import DecoderServing
 from aggregator.inference.holding import roomiest
@@ -98,7 +98,8 @@ def scenario(tmp_path, name="gpt2_cached", word="heads", **options):
 def few_rows(monkeypatch):
     """Long prompts are cut, and parts take turns in storing, within the few positions of these models."""
     monkeypatch.setattr(scheduling, "CHUNK_ROWS", 8)
-    monkeypatch.setattr(scheduling, "BLOCK", 4)
+    for module in (scheduling, session_bytes):
+        monkeypatch.setattr(module, "BLOCK", 4)
 
 
 @pytest.mark.parametrize("word", PLANS)

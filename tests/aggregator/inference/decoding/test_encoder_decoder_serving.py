@@ -14,7 +14,7 @@ from house import House, until
 from aggregator.inference.beside_encoder import write_beside
 from aggregator.inference.cutting import _with_decoder
 from aggregator.inference.decoder_files import decoder_model
-from aggregator.inference.decoding import scheduling
+from aggregator.inference.decoding import scheduling, session_bytes
 from aggregator.inference.decoding.programs import cache_scope
 from aggregator.inference.decoding.serving import DecoderServing
 from aggregator.inference.deployed import PlannedParts
@@ -98,7 +98,8 @@ def scenario(tmp_path, name="t5", word="heads"):
 def few_rows(monkeypatch):
     """Long memories and prompts are cut, and parts take turns in storing."""
     monkeypatch.setattr(scheduling, "CHUNK_ROWS", 8)
-    monkeypatch.setattr(scheduling, "BLOCK", 4)
+    for module in (scheduling, session_bytes):
+        monkeypatch.setattr(module, "BLOCK", 4)
 
 
 @pytest.mark.parametrize("name", ["t5", "whisper"])
@@ -148,12 +149,12 @@ def test_what_nodes_store_is_counted_and_freed(tmp_path):
         await fleet.goes_on(session, whole, [0], 1)
         form = fleet.serving.form
         each = [form.token_bytes(0, memory) for memory in (False, True)]
-        assert fleet.serving.machine.stored_bytes("a") == 64 * each[0] + 128 * each[1]
+        assert fleet.serving.machine.bytes.on("a") == 64 * each[0] + 128 * each[1]
         assert any("/a1/k" in name for name in fleet.stored("a"))
         fleet.serving.close_session(session.number)
         await until(lambda: not any("/a1/k" in name for name in fleet.stored("a")))
         fleet.serving._room = lambda node: 1000
-        fleet.serving.machine._room = lambda node: 1000
+        fleet.serving.machine.bytes._room = lambda node: 1000
         session, _ = fleet.open(0, 70)
         with pytest.raises(ResourceExhausted, match="cache-bytes"):
             await fleet.serving.extend(session.number, [0], 10.0)
