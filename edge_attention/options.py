@@ -152,7 +152,9 @@ def unknown_variables(command: click.Command, prefix: str, environment: Mapping[
 
 
 def _commands(command: click.Command) -> Mapping[str, click.Command]:
-    return command.commands if isinstance(command, click.Group) else {}
+    # A group's, or those of a command that has commands beside its argument, which is no group.
+    commands: Mapping[str, click.Command] = getattr(command, "commands", {})
+    return commands
 
 
 def _variables(command: click.Command, prefix: str) -> Iterator[str]:
