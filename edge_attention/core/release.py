@@ -63,13 +63,20 @@ _EVERY_ROW = ", every row"
 _COLUMNS = "columns "
 _LONG = 2_048
 """Letters of what a tensor reads from which a digest stands for them: nodes remember them with results."""
+_NAME = 512
+"""Letters of a name at most that is remembered without its numbers: whoever asks may give some as long as a
+message."""
 _TABLE = re.compile(r'columns (\{.*\}|sha256:[0-9a-f]{64}) of dataset ("(?:[^"\\]|\\.)*")')
 _SOURCE = re.compile(r'column ("(?:[^"\\]|\\.)*") of dataset ("(?:[^"\\]|\\.)*")')
 
 
-@lru_cache(4096)
 def numbered(name: str) -> str:
     """`name` without the numbers of its parts: `x/3` as `x/*`."""
+    return _remembered(name) if len(name) <= _NAME else _NUMBER.sub(ANY, name)
+
+
+@lru_cache(4096)
+def _remembered(name: str) -> str:
     return _NUMBER.sub(ANY, name)
 
 

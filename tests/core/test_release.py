@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_attention.core import release
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.release import (
     ANY,
@@ -48,6 +49,12 @@ def test_a_column_is_told_from_any_other(dataset, name):
 )
 def test_names_without_numbers(name, without):
     assert numbered(name) == without
+
+
+def test_long_names_are_not_remembered():
+    before = release._remembered.cache_info().currsize
+    assert numbered("x" * 100_000 + "/7") == "x" * 100_000 + "/*"
+    assert release._remembered.cache_info().currsize == before
 
 
 def test_what_may_leave():
