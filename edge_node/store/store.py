@@ -267,7 +267,13 @@ class Store:
         return tuple(sequence.tiles.shape[1:])
 
     def extent(self, name: str) -> tuple[int, ...] | None:
-        """As `layout`, but of a sequence that of all tiles in use [tiles, heads, tile, dim]."""
+        """As `layout`, but of a sequence that of all tiles in use [tiles, heads, tile, dim].
+
+        None also of what `get` would first read whole from the disk, to see that it is as it was written.
+        """
+        held = self._held.get(name)
+        if held is not None and held.file is not None and not held.file.checked:
+            return None
         layout, sequence = self.layout(name), self._sequences.get(name)
         return layout if layout is None or sequence is None else (sequence.in_use, *layout)
 

@@ -255,6 +255,15 @@ def test_a_full_disk_is_said_and_the_tensor_is_kept_at_the_next_commit(tmp_path,
     assert (store.used, store.disk) == (0, LARGE.nbytes)
 
 
+def test_what_is_to_be_read_whole_first_has_no_extent_until_then(tmp_path):
+    """So no program that reads it runs on the event loop, however short others of that size were."""
+    store = reopened(tmp_path, large(tmp_path))
+    for _ in range(2):  # to ask reads nothing
+        assert store.extent(NAME) is None
+    store.get(NAME)
+    assert store.extent(NAME) == LARGE.shape
+
+
 def test_who_commits_second_has_it_on_the_disk_as_well(tmp_path, monkeypatch):
     store, going, inside = large(tmp_path), threading.Event(), threading.Event()
     save = KeptFiles.save
