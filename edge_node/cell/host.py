@@ -172,7 +172,10 @@ class Cell:
             raise
         except (Gone, OSError):
             # Nothing more can be said on this lane: either it is about to end, or it has to.
-            process.end_if_it_lives()
+            try:
+                yield ANYTHING
+            finally:
+                process.end_if_it_lives()
             raise Gone from None
 
     def _take_hold(

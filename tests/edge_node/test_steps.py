@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import os
+import socket
 import threading
 from hashlib import sha256
 
@@ -141,6 +142,25 @@ def test_steps_given_up_amid_a_run_end_the_process_and_the_next_has_its_own_answ
     running.close()
     assert np.array_equal(graph.run({"x": X}, ["y"], Stop())[0], 2 * X)
     assert cell.pid != pid
+
+
+def test_to_see_a_cell_end_that_has_hung_up_is_a_wait_of_its_own(runtime, monkeypatch):
+    graph = runtime.cached(DIGEST)
+    graph.run({"x": X}, ["y"], Stop())
+    process, seen = runtime.cells.public._process, []
+    end = process.end_if_it_lives
+
+    def hung_up(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(process, "end_if_it_lives", lambda: seen.append(end()))
+    for lane in process.lanes:
+        monkeypatch.setattr(lane, "send", hung_up)
+    running = graph.steps({"x": X}, ["y"], Stop())
+    assert next(running) == ANYTHING
+    assert not seen
+    assert np.array_equal(at_once(running)[0], 2 * X)
+    assert seen
 
 
 def test_what_runs_there_says_before_it_waits(runtime):
