@@ -27,6 +27,7 @@ from edge_node.cell.messages import (
     WINDOW,
     CellKind,
     Channel,
+    Frame,
     Message,
     Nonsense,
     Placed,
@@ -187,9 +188,22 @@ class KnownGraph:
 
 def _heard(channel: Channel, stop: Stoppable, *expected: CellKind) -> Message:
     """The cell's answer."""
-    message = channel.receive()
-    if message is None:
+    return _read(channel, channel.take(), stop, expected)
+
+
+def _answered(channel: Channel, stop: Stoppable) -> Steps[Message]:
+    """The cell's answer to a run."""
+    yield channel.descriptor
+    frame = channel.take()
+    if frame is not None and frame[1] > KEPT_BYTES:
+        yield ANYTHING  # one of 1 MiB would hold an event loop for too long
+    return _read(channel, frame, stop, (CellKind.DONE, CellKind.NEED))
+
+
+def _read(channel: Channel, frame: Frame | None, stop: Stoppable, expected: tuple[CellKind, ...]) -> Message:
+    if frame is None:
         raise Gone
+    message = channel.read(frame)
     if message.kind is CellKind.FAILED:
         name, text = message.head.get("error"), shown(text_of(message.head.get("text")))
         if name == "Stopped":
@@ -253,8 +267,7 @@ def run(
         for array, start in zip(feeds.values(), again.starts, strict=True):
             channel.put(array, start)
         channel.send(CellKind.RUN, again.text, (), number)
-        yield channel.descriptor
-        message = _heard(channel, stop, CellKind.DONE, CellKind.NEED)
+        message = yield from _answered(channel, stop)
         text, types = again.said
         if message.text == text and message.kind is CellKind.DONE:
             return [_copy_out(channel, placed) for placed in types]
@@ -264,8 +277,7 @@ def run(
     try:
         if message is None:
             expected = _first(channel, number, digest, known, form, feeds, memory)
-            yield channel.descriptor
-            message = _heard(channel, stop, CellKind.DONE, CellKind.NEED)
+            message = yield from _answered(channel, stop)
         if message.kind is CellKind.NEED:
             yield ANYTHING  # it gets memory, and copies what is large: that is for no event loop
         return _results(channel, known, form, message, expected, stop, memory)
@@ -334,6 +346,8 @@ def _results(
     if message.kind is CellKind.NEED:
         known.runs.pop(form, None)  # next time there may be memory from the start
         _give_room(channel, memory, {n: t for n, t in enumerate(types) if n not in memory}, stop)
+    elif sum(t.nbytes for n, t in enumerate(types) if n not in memory) > WINDOW:
+        raise Nonsense("outputs on top of each other")  # a copy of each could be all memory
     taken = memory.take({n: placed for n, placed in enumerate(types) if n in memory})
     known.learn(_shapes(form), outputs, types)
     found = [taken[n] if n in taken else _copy_out(channel, placed) for n, placed in enumerate(types)]

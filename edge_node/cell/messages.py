@@ -42,6 +42,7 @@ __all__ = [
     "WINDOW",
     "CellKind",
     "Channel",
+    "Frame",
     "Message",
     "Nonsense",
     "Placed",
@@ -92,6 +93,10 @@ DTYPES = {np.dtype(kind.value): kind.value for kind in DataType}
 """NumPy makes up a dtype's name anew each time it is asked."""
 _BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 _KINDS = {kind.value: kind for kind in CellKind}
+
+
+Frame = tuple[int, int, int, list[int]]
+"""Of a message that has come: its kind, the bytes of its head, its number and its descriptors."""
 
 
 class Message(NamedTuple):
@@ -187,6 +192,11 @@ class Channel:
         Raises:
             Nonsense: it is none.
         """
+        frame = self.take()
+        return None if frame is None else self.read(frame)
+
+    def take(self) -> Frame | None:
+        """The next message's frame, for `read`; None: the other side is gone. Raises Nonsense."""
         try:
             data, ancillary, flags, _ = self.socket.recvmsg(64, self._rights, socket.MSG_CMSG_CLOEXEC)
         except ConnectionError:
@@ -202,6 +212,15 @@ class Channel:
             magic, kind, length, number = _FRAME.unpack(data)
             if magic != _MAGIC or length > HEAD:
                 raise Nonsense("no frame of this protocol")
+            return kind, length, number, descriptors
+        except Nonsense:
+            _close(descriptors)
+            raise
+
+    def read(self, frame: Frame) -> Message:
+        """The message that has come with `frame`. Raises Nonsense."""
+        kind, length, number, descriptors = frame
+        try:
             try:
                 # Copied first: who writes to the window may do so while this is read.
                 text = bytes(self._read[:length])
@@ -217,9 +236,13 @@ class Channel:
             self.numbers += number
             return message
         except Nonsense:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            _close(descriptors)
             raise
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _taken(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -41,6 +41,7 @@ DONE = {
     "done: many dimensions": [["float32", [1] * 40, -1, HEAD]],
     "done: nothing of a size that cannot be": [["float32", [0, 1 << 47, 1 << 47], -1, HEAD]],
     "done: an object": [["object", [2, 2], -1, HEAD]],
+    "done: on top of each other": [["uint8", [6 << 20], -1, HEAD]] * 2,
     "done: a list": [["float32", "22", -1, HEAD]],
     "done: nothing": None,
 }

@@ -131,6 +131,12 @@ def test_memory_that_it_asks_for_is_bounded(lying):
         run(lying("need: all memory"))
 
 
+def test_what_it_says_lies_in_one_place_is_not_copied_again_and_again(lying):
+    graph = lying("done: on top of each other").load(*small_graphs.doubled())
+    with pytest.raises(GraphDied, match="on top of each other"):
+        graph.run({"x": X}, ["y", "z"], Stop())
+
+
 def test_its_words_are_cut_and_harmless(lying, caplog):
     with pytest.raises(GraphDied):
         run(lying("no JSON"))

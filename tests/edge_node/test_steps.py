@@ -20,6 +20,8 @@ from edge_attention.core.tensors import DataType
 from edge_attention.trust.dial import Dial
 from edge_attention.wire.link import prepared_program
 from edge_node import link
+from edge_node.cell import calls
+from edge_node.cell.messages import KEPT_BYTES, WINDOW, CellKind, Channel
 from edge_node.cell.refused_graphs import RefusedGraphs
 from edge_node.direct import DirectCall
 from edge_node.executor import LocalNode
@@ -163,6 +165,16 @@ def test_to_see_a_cell_end_that_has_hung_up_is_a_wait_of_its_own(runtime, monkey
     assert not seen
     assert np.array_equal(at_once(running)[0], 2 * X)
     assert seen
+
+
+def test_what_a_cell_says_at_length_is_read_in_a_step_of_its_own():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    windows = [np.zeros(WINDOW, np.uint8) for _ in range(2)]
+    cell, node = Channel(theirs, *windows), Channel(ours, *reversed(windows))
+    for letters, waits in ((10, [node.descriptor]), (KEPT_BYTES, [node.descriptor, ANYTHING])):
+        cell.send(CellKind.DONE, {"out": "x" * letters})
+        assert list(calls._answered(node, Stop())) == waits
+    ours.close(), theirs.close()
 
 
 def test_what_runs_there_says_before_it_waits(runtime):
