@@ -21,15 +21,18 @@ def poll_directly() -> None:
     messages of 1 KB to two processes and back each such hop is a sixth of the time.
     GRPC_EXPERIMENTS in the environment wins.
     """
-    if _version() <= _NEWEST:
+    if () < _version() <= _NEWEST:
         os.environ.setdefault("GRPC_EXPERIMENTS", _LACKING)
 
 
 def _version() -> tuple[int, ...]:
-    """Of the gRPC there is, as its file says: to ask for a package's version takes 1 MB."""
+    """Of the gRPC there is, as its file says: to ask for a package's version takes 1 MB. (): nobody knows."""
     spec = find_spec("grpc")
     if spec is None or spec.origin is None:
-        return (0,)
-    said = (Path(spec.origin).parent / "_grpcio_metadata.py").read_text()
+        return ()
+    try:
+        said = (Path(spec.origin).parent / "_grpcio_metadata.py").read_text()
+    except OSError:  # in an archive, or built in another way
+        return ()
     found = re.search(r"(\d+)\.(\d+)", said)
-    return tuple(map(int, found.groups())) if found else _NEWEST
+    return tuple(map(int, found.groups())) if found else ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,6 +30,13 @@ def test_the_operator_has_the_last_word(monkeypatch):
 
 def test_a_later_grpc_is_told_nothing(monkeypatch, experiments):
     monkeypatch.setattr(grpc_polling, "_NEWEST", (1, 0))
+    poll_directly()
+    assert "GRPC_EXPERIMENTS" not in os.environ
+
+
+def test_one_of_a_version_that_nobody_knows_is_told_nothing(monkeypatch, experiments, tmp_path):
+    place = SimpleNamespace(origin=str(tmp_path / "grpc.zip" / "__init__.py"))
+    monkeypatch.setattr(grpc_polling, "find_spec", lambda name: place)
     poll_directly()
     assert "GRPC_EXPERIMENTS" not in os.environ
 
