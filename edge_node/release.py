@@ -51,9 +51,9 @@ class Releases:
         self._own = own_data
         self.alignment = own_data or ALIGNMENT in names
         self._active: dict[str, Release] = {}
-        self._learned: tuple[str, ...] = ()
-        """The texts that came last."""
         """What is in force, by digest."""
+        self._learned: tuple[str, ...] = ()
+        """The texts that came last, all of which have been looked at."""
         self._digests: set[str] = set()
         """Allowed digests, of releases whose texts are still to come too."""
         self._jobs: set[str] = set()
