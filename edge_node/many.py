@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from edge_attention import box, loop
+from edge_attention.core.messages.box import Box
 from edge_attention.core.messages.program import Program
 from edge_attention.descriptors import raise_descriptors
 from edge_attention.options import set_up
@@ -136,6 +137,15 @@ class _Brief:
             self._short[kind] = seconds < BRIEF_SECONDS
 
 
+_looked_at = lru_cache(box.describe)
+"""All are on this machine: to look at it takes longer than a node's first round."""
+
+
+def _machine(asked: str | None) -> Box:
+    # The time besides: of one that comes later the clock would seem to be late.
+    return replace(_looked_at(asked), time_seconds=time.time())
+
+
 def _kind(program: Program, graphs: Mapping[str, Any]) -> Hashable | None:
     return None if program.bulk_tensors else tuple(graphs)
 
@@ -161,8 +171,6 @@ class ManyNodes:
         self._threads = crew.Threads(THREADS)
         self._loaders = ThreadPoolExecutor(THREADS, thread_name_prefix="load")
         self._brief = _Brief()
-        # All are on this machine: to look at it takes longer than a node's first round.
-        self._machine = lru_cache(box.describe)
         try:
             await asyncio.gather(*map(self._live, self.nodes))
         finally:
@@ -185,7 +193,7 @@ class ManyNodes:
             # By the clock on the wall a program would wait for its turn among all nodes'.
             clock=time.thread_time,
             reports=False,
-            machine=self._machine,
+            machine=_machine,
         )
         chance = random.Random(node.seed)
         while not self.left.is_set():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,7 @@ from edge_node.crew import Threads
 from edge_node.executor import LocalNode
 from edge_node.here import Here
 from edge_node.link import NodeLink
-from edge_node.many import ManyNodes, SimulatedNode, _Brief, _Crew
+from edge_node.many import ManyNodes, SimulatedNode, _Brief, _Crew, _machine
 from edge_node.release import Releases
 from edge_node.runtime import Runtime
 from edge_node.store.store import Store
@@ -178,6 +179,13 @@ def test_a_program_runs_on_the_loop_once_it_was_short_and_no_more_when_it_was_no
     assert not brief.may("kind", 0.0)
     brief.took(None, 0.0001, 0.0, on_loop=False)
     assert not brief.may(None, 0.0)
+
+
+def test_one_that_comes_later_tells_the_time_though_the_machine_was_looked_at_before(monkeypatch):
+    first = _machine(None)
+    later = first.time_seconds + 3600
+    monkeypatch.setattr("edge_node.many.time", SimpleNamespace(time=lambda: later))
+    assert _machine(None) == replace(first, time_seconds=later)
 
 
 def test_all_leave_at_once_those_that_have_not_come_too():
