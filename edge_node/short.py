@@ -7,6 +7,7 @@ programs that are short, and only while there is no other task.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -108,9 +109,12 @@ class Short:
         return kind is not None and self._runs.get(kind, 0) >= RUNS and now >= self._free
 
     def took(self, kind: Hashable | None, seconds: float, now: float, on_loop: bool) -> None:
-        """A program of this kind has run: for `seconds`, to `now`."""
+        """A program of this kind has run: for `seconds`, to `now`.
+
+        Infinity: for longer than anybody waits; on the loop a worker has gone on with it by then.
+        """
         if on_loop:
-            self._free = now + IDLE_PART * seconds
+            self._free = now + IDLE_PART * (SHORT_SECONDS if math.isinf(seconds) else seconds)
         if kind is None:
             return
         if len(self._runs) >= _KINDS and kind not in self._runs:

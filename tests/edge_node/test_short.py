@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from dataclasses import replace
@@ -70,6 +71,15 @@ def test_after_a_task_the_loop_is_everybodys_for_a_while():
     short.took("k", 0.001, 5.0, on_loop=True)
     assert not short.may("k", 5.0 + 0.9 * IDLE_PART * 0.001)
     assert short.may("k", 5.0 + 1.1 * IDLE_PART * 0.001)
+
+
+def test_after_one_that_a_worker_went_on_with_the_loop_takes_others():
+    short = learned(learned(Short()), kind="another")
+    short.took("k", math.inf, 5.0, on_loop=True)
+    assert not short.may("another", 5.0)
+    assert short.may("another", 5.0 + IDLE_PART * SHORT_SECONDS)
+    assert not short.may("k", 6.0)
+    assert learned(short).may("k", 6.0)
 
 
 def test_what_is_remembered_has_a_bound():
