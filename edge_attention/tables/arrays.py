@@ -65,15 +65,22 @@ def _column(table: Table, name: str, spec: TableSpec, what: str) -> Array:
     if not said.categories:
         if column.missing is None:
             return column.values
-        values = column.values.astype(np.float64) if rule.number % 1 else column.values.copy()
-        values[column.missing] = rule.number
-        return values
+        return _filled(column.values, column.missing, rule.number)
     places = _places(column, said)
     if column.missing is not None and column.missing.any():
         places[column.missing] = [same_for_all(one) for one in said.categories].index(
             same_for_all(rule.category)
         )
     return np.eye(len(said.categories), dtype=np.float32)[places] if said.one_hot else places
+
+
+def _filled(values: Array, missing: Array, number: float) -> Array:
+    """The values with `number` where one is missing, in a type that has room for both."""
+    whole = values.dtype.kind in "biu" and number.is_integer() and abs(number) < 2**63
+    kind = np.result_type(values.dtype, np.min_scalar_type(int(number))) if whole else np.dtype(np.float64)
+    found = values.astype(kind)
+    found[missing] = int(number) if whole else number
+    return found
 
 
 def _places(column: TableColumn, said: ColumnSpec) -> Array:

@@ -56,6 +56,17 @@ def test_they_are_what_a_node_reads(tmp_path):
     assert found["alone"].tolist() == [1, 1, 0]
 
 
+@pytest.mark.parametrize("fill", [0, -1, 999, 0.1, 70_000, 2**40, 1e30])
+def test_what_stands_for_a_missing_value_need_not_fit_the_files_own_type(tmp_path, fill):
+    held = table(tmp_path, "few,some\n1,1.5\n,\n3,2.5\n")
+    assert held.columns["few"].values.dtype == np.int8
+    found = arrays(held, {"x": ["few", "some"]}, {}, fill)["x"]
+    reads = tuple(ColumnRead(name, constant=float(fill)) for name in ("few", "some"))
+    wanted = TensorRead("x", DataType.FLOAT32, reads, side_by_side=True)
+    read = LocalDataset("d", held).views.view(wanted, (), {}).read(None)
+    np.testing.assert_array_equal(found.astype(np.float32), read)
+
+
 @pytest.mark.parametrize(
     ("inputs", "columns", "missing", "said"),
     [
