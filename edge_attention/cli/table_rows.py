@@ -37,7 +37,10 @@ class RowFiles:
         said = read_job(job)
         self._parts: list[tuple[str, str, Table, Inputs, Columns, WhereMissing | None]] = []
         if isinstance(said, FusionJob):
-            named = dict(_named(file, [one.node for one in said.encoders]) for file in files)
+            pairs = [_named(file, [one.node for one in said.encoders]) for file in files]
+            named = dict(pairs)
+            if len(named) < len(pairs):
+                raise click.BadParameter("a node is given two files; give each one", param_hint="--rows")
             tables = _aligned({file: read_table(*split_file(file)) for file in named.values()})
             for one in said.encoders:
                 if one.node in named:

@@ -72,6 +72,7 @@ def test_labels_are_not_looked_for_and_what_the_job_does_not_name_is_a_column(fo
     ("job", "files", "error", "said"),
     [
         ("fusion.toml", ("a.csv",), click.BadParameter, "NODE=FILE, NODE of a, b"),
+        ("fusion.toml", ("a=a.csv", "a=b.csv"), click.BadParameter, "a node is given two files"),
         ("rows.toml", ("a.csv", "b.csv"), click.BadParameter, "give one file"),
         ("fusion.toml", ("a=a.csv", "b=b.csv"), InvalidArgument, "not both have ids to match them by"),
         ("fusion.toml", ("a=a.csv", "b=c.csv"), InvalidArgument, "and not 'P2'; give each the same samples"),
