@@ -16,55 +16,73 @@ case "${1:-}" in
 esac
 if docker compose version > /dev/null 2>&1; then compose="docker compose"; else compose=docker-compose; fi
 
-# What volume $1 has, of the replica of number $2 or of none, into the volume `nodes`; once, and each node whole or
-# not at all. Compose v1 lets a replica keep its old volume, even with this release's file: then there are two nodes
-# in it, of this release (edge-node-N) and of the one before.
+# What volume $1 has, of the replica of number $2 or of none (0), into the volume `nodes`, each node once, and whole or
+# not at all: a copy has its mark before it has its name. Compose v1 lets a replica keep its old volume, even with this
+# release's file: then there are two nodes in it, of this release (edge-node-N) and of the one before.
 carry() {
-  $compose run --rm -T --no-deps --volume "$1:/before:ro" --entrypoint sh edge-node -euc "
-    cd $PLACE
-    mkdir -p .carried
-    if [ -e .carried/$1 ]; then exit 0; fi
+  $compose run --rm -T --no-deps --volume "$1:/before:ro" --entrypoint sh edge-node -euc '
+    volume=$1 number=$2
+    cd "$3"
+    exec 9> .carried.lock
+    flock 9 # the copy of a call that was interrupted may still go on
+    trap "rm -rf .partial" EXIT
     keep() {
-      rm -rf .partial
-      cp -a \$1 .partial
-      if [ \$1 = /before ]; then rm -rf .partial/edge-node-*; fi
-      sync
-      mv .partial \$2
-      echo \"\$2 has what volume $1 holds\"
-    }
-    if [ -n '$2' ] && [ -d /before/edge-node-$2 ]; then keep /before/edge-node-$2 edge-node-$2; fi
-    if [ -d /before/identity ]; then
+      mark=.of-$volume${1:+-$1}
+      for place in edge-node-*; do
+        if [ -e "$place/$mark" ]; then
+          echo "$place has what volume $volume holds"
+          return 0
+        fi
+      done
       n=$2
-      if [ -z \"\$n\" ] || [ -e edge-node-\$n ]; then
+      if [ "$n" = 0 ] || [ -e "edge-node-$n" ]; then
         n=1
-        while [ -e edge-node-\$n ]; do n=\$((n + 1)); done
+        while [ -e "edge-node-$n" ]; do n=$((n + 1)); done
       fi
-      keep /before edge-node-\$n
-    fi
-    touch .carried/$1" < /dev/null
+      rm -rf .partial
+      cp -a "/before/$1/." .partial
+      if [ -z "$1" ]; then rm -rf .partial/edge-node-*; fi
+      touch ".partial/$mark"
+      sync
+      mv -T .partial "edge-node-$n"
+      echo "edge-node-$n has what volume $volume holds"
+    }
+    for own in /before/edge-node-*; do
+      name=${own#/before/}
+      if [ -d "$own" ]; then keep "$name" "${name#edge-node-}"; fi
+    done
+    if [ -d /before/identity ]; then keep "" "$number"; fi' carry "$1" "$2" "$PLACE" < /dev/null
 }
 
 any=
 tell() { [ -z "$said" ] || { any=yes && echo "$said"; }; }
 
-for container in $($compose ps -a -q edge-node); do
+containers=$($compose ps -a -q edge-node)
+for container in $containers; do
   volume=$(docker inspect --format "{{range .Mounts}}{{if eq .Destination \"$PLACE\"}}{{.Name}}{{end}}{{end}}" "$container")
   number=$(docker inspect --format '{{index .Config.Labels "com.docker.compose.container-number"}}' "$container")
-  case "$volume" in *_nodes) continue ;; esac
+  case "$volume" in "" | *_nodes) continue ;; esac
   docker stop --time 20 "$container" > /dev/null
-  said=$(carry "$volume" "$number")
+  if ! said=$(carry "$volume" "$number"); then
+    tell
+    echo "volume $volume is not carried over whole; it is as it was, and its container is stopped: try again, or" >&2
+    echo "go on with the release before: docker start $container" >&2
+    exit 1
+  fi
   tell
   docker rm "$container" > /dev/null # but not its volume
 done
 if [ "${1:-}" = --left ]; then
-  for volume in $(docker volume ls --quiet --filter dangling=true); do
-    said=$(carry "$volume" "")
+  volumes=$(docker volume ls --quiet --filter dangling=true)
+  for volume in $volumes; do
+    case "$volume" in *[!0-9a-f]*) continue ;; esac # it has a name, and is none of a replica's
+    said=$(carry "$volume" 0)
     tell
   done
 fi
 if [ -z "$any" ]; then
   echo "there was nothing to carry over"
 else
-  echo "let NODES in .env be at least the highest number above, and: $compose up -d"
+  echo "let NODES in .env be at least the highest number above, or that an interrupted call said before: $compose up -d"
   echo "once the nodes are back, the volumes above can go: docker volume rm VOLUME"
 fi
