@@ -21,6 +21,10 @@ __all__ = ["read_sizes_off"]
 
 _TRIED = ((2, 3, 5), (7, 11, 13))
 """Of the batch, the tokens and the states: two of each, so that a number of the file is told from a size."""
+_BENT = frozenset(
+    {"Clip", "Div", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod", "Relu"}
+)
+"""What may be the same of both, and another number of larger ones: how far tokens are past a window, say."""
 
 
 def read_sizes_off(
@@ -43,9 +47,12 @@ def read_sizes_off(
     sizes: dict[int, str] = {}
     made: list[NodeProto] = []
     instead: dict[str, list[NodeProto]] = {}
+    bent = _bent(graph, asked, values)
     for name in asked:
         one, two = (found.get(name) for found in values)
         if one is None or two is None or one.dtype != np.int64 or one.shape != two.shape or one.ndim > 1:
+            continue
+        if name in bent:
             continue
         parts = [_told(places, a, b) for a, b in zip(one.ravel(), two.ravel(), strict=True)]
         if not parts or None in parts:
@@ -69,6 +76,25 @@ def read_sizes_off(
             nodes.append(helper.make_node("Reshape", [pieces[0], shape], [name], name=name))
         instead[name] = nodes
     graph.nodes = [*made, *(new for node in graph.nodes for new in instead.get(_only(node), [node]))]
+
+
+def _bent(
+    graph: StepGraph, asked: Sequence[str], values: Sequence[Mapping[str, Array | None]]
+) -> Collection[str]:
+    """Of `asked` what two choices do not tell: what an operator that bends made of sizes that differ, and
+    what is computed of that."""
+    makers = {name: node for node in graph.nodes if (name := _only(node))}
+    same = graph.initializers | {name for name, node in makers.items() if node.op_type == "Constant"}
+    found: set[str] = set()
+    for name in asked:
+        one, two = (each.get(name) for each in values)
+        if one is not None and two is not None and np.array_equal(one, two):
+            same.add(name)
+        node = makers[name]
+        read = reads(node)
+        if node.op_type != "Shape" and (read & found or (node.op_type in _BENT and read - same)):
+            found.add(name)
+    return found
 
 
 def _told(places: tuple[int, int], one: int, two: int) -> int | Array | None:

@@ -121,3 +121,34 @@ def test_a_size_that_is_not_the_inputs_stays(tmp_path):
     (found,) = session_of(str(tmp_path / "after.onnx")).run(None, {"x": np.zeros((3, 4, 2), np.float32)})
     assert found.tolist() == [3, 7, 21]
     assert "made" not in {name for node in left for name in node.input}
+
+
+def test_how_far_tokens_are_past_a_window_is_no_number_of_the_file(tmp_path):
+    """It is 0 of few tokens, and so of both choices that are tried."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["made"]),
+        helper.make_node("Shape", ["made"], ["shape"]),
+        helper.make_node("Gather", ["shape", "one"], ["tokens"]),
+        helper.make_node("Gather", ["shape", "two"], ["width"]),
+        helper.make_node("Sub", ["tokens", "window"], ["past"]),
+        helper.make_node("Max", ["past", "none"], ["start"]),
+        helper.make_node("Concat", ["start", "width"], ["said"], axis=0),
+    ]
+    held = {"w": np.ones((2, 7), np.float32)} | {
+        name: np.array([number], np.int64)
+        for name, number in (("one", 1), ("two", 2), ("window", 64), ("none", 0))
+    }
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "tokens", 2])
+    said = helper.make_tensor_value_info("said", TensorProto.INT64, [2])
+    tensors = [numpy_helper.from_array(value, name) for name, value in held.items()]
+    file = helper.make_model(
+        helper.make_graph(nodes, "window", [x], [said], tensors),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=9,
+    )
+    (tmp_path / "window.onnx").write_bytes(file.SerializeToString())
+    graph = StepGraph.of(open_model(tmp_path / "window.onnx"))
+    read_sizes_off(graph, "x", ["said"])
+    makers = {node.output[0]: node.op_type for node in graph.before(["said"])}
+    assert makers["start"] == "Max"
+    assert makers["tokens"] == makers["width"] == "Concat"
