@@ -135,7 +135,7 @@ class Engine:
             try:
                 process.wait(120)
             except subprocess.TimeoutExpired:
-                say(f"the engine did not end within 40 s; killing process {process.pid} and what it started")
+                say(f"the engine did not end within 120 s; killing process {process.pid} and what it started")
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait(60)

@@ -184,13 +184,13 @@ class Proxy:
 
         self._call(close)
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(120)
         self._loop.close()
 
     # In the proxy's thread
 
     def _call(self, work: Callable[..., object], *args: object) -> object:
-        return asyncio.run_coroutine_threadsafe(work(*args), self._loop).result(30)  # type: ignore[arg-type]
+        return asyncio.run_coroutine_threadsafe(work(*args), self._loop).result(120)  # type: ignore[arg-type]
 
     async def _listen(self, port: int) -> asyncio.Server:
         return await asyncio.start_server(self._serve, "127.0.0.1", port, limit=_READ)

@@ -62,7 +62,7 @@ def test_a_completion_is_what_one_machine_makes(base, decoder):
     assert lines[-2] == "data: [DONE]"
     chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
     assert "".join(one["choices"][0]["text"] for one in chunks) == text
-    with urllib.request.urlopen(f"{base}/metrics", timeout=30) as page:
+    with urllib.request.urlopen(f"{base}/metrics", timeout=120) as page:
         told = page.read().decode()
     assert 'edge_attention_aggregator_generation_tokens_total{kind="completion"} ' in told
 
@@ -74,7 +74,7 @@ def test_who_goes_away_in_the_middle_leaves_no_session(base):
     answer.close()
 
     def under_way():
-        with urllib.request.urlopen(f"{base}/metrics", timeout=30) as page:
+        with urllib.request.urlopen(f"{base}/metrics", timeout=120) as page:
             found = [line for line in page.read().decode().splitlines() if "generations_under_way " in line]
         return float(found[-1].split()[1])
 

@@ -310,7 +310,7 @@ def test_answers_that_nobody_reads_have_a_bound(fleet, tmp_path):
 def metric(fleet, series):
     """The aggregator's value of this series now; 0 where there is none yet."""
     port = re.search(r"metrics on \S*:(\d+)", fleet.said(AGGREGATOR))[1]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=120) as answer:
         text = answer.read().decode()
     found = re.search(rf"{re.escape(series)} (\S+)$", text, re.MULTILINE)
     return float(found[1]) if found else 0.0

@@ -98,7 +98,7 @@ def test_from_a_class_and_four_csv_files_to_a_trained_state_dict(tmp_path, envir
     finally:
         if fleet is not None:
             fleet.terminate()
-            fleet.wait(30)
+            fleet.wait(120)
     assert "parameters train" in said["model.py"]
     assert "dropout is off" in said["model.py"]
     *_, loaded, accuracy = said["result.py"].strip().splitlines()
