@@ -56,6 +56,8 @@ RETRY_SECONDS = (0.5, 15.0)
 """Between two tries of having nodes ready after a restart, first and at most."""
 UNDEPLOY_SECONDS = 30.0
 """So long an undeploy waits for requests under way; then it goes on without whoever asked for it."""
+LARGE_IDS = 4 * 1024 * 1024
+"""Bytes of numbers that look up rows from which they are looked at beside the loop: 2 GiB may come."""
 
 
 class Deployments:
@@ -223,8 +225,12 @@ class Deployments:
         if not 0 <= priority <= PRIORITIES:
             raise InvalidArgument(f"priority is {priority}; 1 goes first, {PRIORITIES} last, 0 is {PRIORITY}")
         require_inputs(deployed.planned.inputs, feeds)
-        require_looked_up(deployed.planned.looked_up, feeds)
         until = time.monotonic() + seconds
+        looked_up = deployed.planned.looked_up
+        if sum(feeds[name].nbytes for name in looked_up) < LARGE_IDS:
+            require_looked_up(looked_up, feeds)
+        else:
+            await asyncio.to_thread(require_looked_up, looked_up, feeds)
         key, shapes = _shape_of(deployed.planned, feeds)
         if key not in deployed.shapes:  # to be waited for here: in the queue it would hold up all others
             await self._readiness.ready(deployed, key, shapes, until, caller)

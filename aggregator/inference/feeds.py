@@ -169,10 +169,12 @@ def require_looked_up(rows: Mapping[str, int], arrays: Mapping[str, Array]) -> N
     for name, count in rows.items():
         array = arrays[name]
         if array.dtype.kind in "iu" and array.size and not -count <= array.min() <= array.max() < count:
-            place = np.argwhere((array < -count) | (array >= count))[0].tolist()
+            # One number of a byte for each: a list of all that are wrong could be many times the request.
+            first = int(np.argmax((array < -count) | (array >= count)))
+            place = tuple(map(int, np.unravel_index(first, array.shape)))
             raise InvalidTensor(
-                f"the model cannot be computed of these inputs: {name!r} is {array[tuple(place)]} at "
-                f"{place}, out of bounds; it looks up {count:,} rows, 0 to {count - 1:,}"
+                f"the model cannot be computed of these inputs: {name!r} is {array[place]} at "
+                f"{list(place)}, out of bounds; it looks up {count:,} rows, 0 to {count - 1:,}"
             )
 
 

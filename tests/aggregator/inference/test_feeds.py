@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -124,3 +126,14 @@ def test_numbers_beyond_the_rows_that_they_look_up_are_named_with_their_place():
         require_looked_up({"ids": 7}, {"ids": ids})
     with pytest.raises(InvalidTensor, match=r"'ids' is -7 at \[0, 1\]"):
         require_looked_up({"ids": 6}, {"ids": ids})
+
+
+def test_numbers_that_are_all_wrong_take_less_memory_to_refuse_than_they_have():
+    ids = np.full((1, 1 << 18), 99)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidTensor, match=r"'ids' is 99 at \[0, 0\]"):
+            require_looked_up({"ids": 7}, {"ids": ids})
+        assert tracemalloc.get_traced_memory()[1] < ids.nbytes
+    finally:
+        tracemalloc.stop()
