@@ -9,6 +9,7 @@ Neither way is a file held in memory: it is mapped, and written or read a piece 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -88,12 +89,15 @@ class ContextWriter:
             for array in self._arrays.values():
                 array.flush()  # type: ignore[attr-defined]
             self._arrays = {}
+            with open(self._temporary, "rb") as file:
+                os.fsync(file.fileno())  # what stands before the arrays is no part of their maps
             os.replace(self._temporary, self._file)
-            folder = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)  # the name, too, outlives the power
-            finally:
-                os.close(folder)
+            with contextlib.suppress(PermissionError):  # of a folder that one may write into and not list
+                folder = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    os.fsync(folder)  # the name, too, outlives the power
+                finally:
+                    os.close(folder)
         except OSError as error:
             raise InvalidArgument(f"{self._file} cannot be written: {error.strerror}") from None
         return self._count

@@ -43,7 +43,7 @@ def test_an_import_that_ends_in_the_middle(address, fake, file, monkeypatch, may
 
 
 def test_an_export_outlives_the_power_by_its_name(tmp_path, monkeypatch):
-    """The folder is synced once the file has its name."""
+    """What it has is synced before the file has its name, and the folder after that."""
     synced, fsync = [], os.fsync
 
     def noted(descriptor):
@@ -55,4 +55,6 @@ def test_an_export_outlives_the_power_by_its_name(tmp_path, monkeypatch):
     writer = ContextWriter(tmp_path / "c.safetensors")
     writer.add(ContextPiece(ContextSpec("c", 4, 2, 4, 4, 1), 3, np.arange(3), tokens, tokens))
     writer.finish()
-    assert synced[-1] == (str(tmp_path), True)
+    (content, named), (folder, there) = synced
+    assert (content.startswith(f"{tmp_path}/.c.safetensors."), named) == (True, False)
+    assert (folder, there) == (str(tmp_path), True)
