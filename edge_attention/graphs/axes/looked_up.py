@@ -30,7 +30,9 @@ def rows_looked_up(opened: OpenModel) -> dict[str, int]:
             continue
         dims = tables.get(node.input[0])
         name = node.input[1]
-        while (maker := makers.get(name)) is not None and maker.op_type in _SAME:
+        passed: set[str] = set()  # a file may have a circle of them, which is refused by whoever binds it
+        while (maker := makers.get(name)) is not None and maker.op_type in _SAME and name not in passed:
+            passed.add(name)
             name = maker.input[0]
         axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
         if dims and name in given and -len(dims) <= axis < len(dims):

@@ -53,3 +53,12 @@ def test_of_some_of_the_numbers_and_of_computed_ones_nothing_is_known(tmp_path):
     ]
     opened = written(tmp_path / "m.onnx", nodes, ["one", "two", "three"], large=(9, 2), axes=(1,))
     assert rows_looked_up(opened) == {}
+
+
+def test_a_circle_has_no_end_and_no_input(tmp_path):
+    nodes = [
+        helper.make_node("Identity", ["two"], ["one"]),
+        helper.make_node("Identity", ["one"], ["two"]),
+        helper.make_node("Gather", ["large", "one"], ["out"]),
+    ]
+    assert rows_looked_up(written(tmp_path / "m.onnx", nodes, ["out"], large=(9, 2))) == {}
