@@ -19,8 +19,10 @@ def meant_by(web_address: str) -> str:
 
     >>> meant_by("http://box.local/")
     'box.local:50051'
+    >>> meant_by("https://box.local:50051/page")
+    'box.local:50051'
     """
-    host = web_address.partition("://")[2].rstrip("/")
+    host = web_address.partition("://")[2].partition("/")[0]
     return host if ":" in host else f"{host or '127.0.0.1'}:50051"
 
 

@@ -143,8 +143,12 @@ def _values(
             if not dim.dim_value:
                 dimensions[f"{name}.{axis}"] = _size(graph, name, axis, sizes)
     bound = bind(model, dimensions, graph.opened.read)
-    # An output that is a constant is made by an Identity of it.
-    return {name: bound.constant(bound.nodes[bound.makers[name]].input[0]) for name in names}
+    # An output that is a constant is made by an Identity of it. What nothing folds is not known.
+    made = {name: bound.nodes[bound.makers[name]] for name in names}
+    return {
+        name: bound.constant(node.input[0]) if node.op_type == "Identity" else None
+        for name, node in made.items()
+    }
 
 
 def _size(graph: StepGraph, name: str, axis: int, sizes: tuple[int, int, int]) -> int:
