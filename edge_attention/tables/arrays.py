@@ -55,6 +55,8 @@ def arrays_of(
 def _column(table: Table, name: str, spec: TableSpec, what: str) -> Array:
     """[rows, ...]; as categories their places, int64, or one-hot float32 [rows, categories]."""
     column, said = table.columns[name], spec.columns.get(name, ColumnSpec())
+    if said.categories and column.values.ndim > 1:
+        raise InvalidArgument(f"{what}: column {name!r} has several numbers a row; categories have one")
     rule = rule_of(column, said, spec)
     if column.missing is not None and column.missing.any() and rule.rule is not MissingRule.CONSTANT:
         where = table.place(int(np.argmax(column.missing)))

@@ -93,3 +93,9 @@ def test_what_stands_for_a_missing_value_need_not_fit_the_files_own_type(tmp_pat
 def test_what_is_refused(tmp_path, inputs, columns, missing, said):
     with pytest.raises(InvalidArgument, match=said):
         arrays(table(tmp_path), inputs, columns, missing)
+
+
+def test_categories_of_several_numbers_a_row_are_refused_as_a_node_does(tmp_path):
+    np.savez(tmp_path / "d.npz", pair=np.zeros((2, 2)))
+    with pytest.raises(InvalidArgument, match="'pair' has several numbers a row; categories have one"):
+        arrays(read_table(tmp_path / "d.npz"), {"x": "pair"}, {"pair": JobColumn(categories=(0, 1))})
