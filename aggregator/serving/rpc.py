@@ -304,3 +304,26 @@ async def abort(
     code, details, metadata = to_status(error)
     _forget_frames(raised)
     await context.abort(code, details, metadata)
+
+
+_ENDING: set[asyncio.Task[None]] = set()
+
+
+def end_unread(
+    task: asyncio.Task[Any], context: grpc.aio.ServicerContext[Any, Any], error: EdgeAttentionError
+) -> None:
+    """End a streamed call, served by `task`, whose caller takes nothing: to be called from outside of it.
+
+    Its status goes behind what the caller has yet to take: cancelled alone, the call would have none, and who
+    reads again would wait for good (grpcio 1.85). The status may wait for as long as the caller is connected.
+    """
+
+    async def tell() -> None:
+        code, details, metadata = to_status(error)
+        with contextlib.suppress(grpc.aio.BaseError):  # as abort ends, or there is nobody to be told
+            await context.abort(code, details, metadata)
+
+    telling = asyncio.create_task(tell(), name="the status of a call that nobody reads")
+    _ENDING.add(telling)
+    telling.add_done_callback(_ENDING.discard)
+    task.cancel()

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from aggregator.inference.feeds import whole_arrays
 from aggregator.inference.generation.generator import Generator
 from aggregator.inference.generation.request import GenerationEvent, GenerationRequest
+from aggregator.serving.rpc import end_unread
 from aggregator.trust.callers import caller_of
 from aggregator.trust.endpoint import Endpoint
-from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.errors import DeadlineExceeded, InvalidArgument
 from edge_attention.core.messages.inference import GenerateReport, GenerateRequest, GenerateResponse
 from edge_attention.wire import services
 
@@ -38,7 +40,9 @@ class GenerationApi:
         task = asyncio.current_task()
         assert task is not None
         # While a response waits to be read nothing else here looks at the clock.
-        ending = asyncio.get_running_loop().call_later(seconds + UNREAD_SECONDS, task.cancel)
+        late = f"the stream was not read to its end {UNREAD_SECONDS:g} s after its deadline: read as it comes"
+        end = partial(end_unread, task, call, DeadlineExceeded(late))
+        ending = asyncio.get_running_loop().call_later(seconds + UNREAD_SECONDS, end)
         try:
             async with aclosing(self._generator.generate(asked, caller_of(call), seconds)) as events:
                 async for event in events:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
 
-from aggregator.bounds.bounds import INFERENCE_STREAMS
+from aggregator.bounds.bounds import INFERENCE_BYTES, INFERENCE_STREAMS
 from aggregator.bounds.budget import Budgets
 from aggregator.inference.protocol.data_plane import DataPlane
 from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError
@@ -23,7 +23,8 @@ gone."""
 UNREAD_SECONDS = 60.0
 """An answer that nobody takes for so long ends its request, and with it what that holds."""
 ABANDONED_SECONDS = 300.0
-"""An answer that nobody takes for so long ends the stream, and with it what its other answers hold."""
+"""An answer that nobody takes for so long ends the stream: its others are forgotten, and what they hold. gRPC
+keeps that one until its caller has taken it or has gone, so it is counted until then."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,21 +50,34 @@ class RequestStream:
 
         Raises:
             EdgeAttentionError: what cannot be read of the stream itself, or that there are too many streams.
+            DeadlineExceeded: once an answer is taken that was not for ABANDONED_SECONDS.
         """
-        task = asyncio.current_task()
-        assert task is not None
-        with self._budgets.take(INFERENCE_STREAMS, self._caller):
+        with ExitStack() as held:
+            held.enter_context(self._budgets.take(INFERENCE_STREAMS, self._caller))
             room = asyncio.Semaphore(AT_ONCE)
             answers: asyncio.Queue[_UnreadAnswer | None] = asyncio.Queue(AT_ONCE)
             reading = asyncio.create_task(self._read(requests, room, answers), name="requests of a stream")
+            abandoned = False
+
+            def abandon(answer: StreamedInference) -> None:
+                nonlocal abandoned
+                abandoned = True
+                kept = self._budgets[INFERENCE_BYTES].keep(self._caller, answer.response.nbytes)
+                held.enter_context(kept)
+                reading.cancel()
+
             try:
                 while (waiting := await answers.get()) is not None:
-                    # While an answer waits to be taken nothing else here looks at the clock.
-                    ending = asyncio.get_running_loop().call_later(ABANDONED_SECONDS, task.cancel)
+                    # While an answer waits to be taken nothing else here looks at the clock. Whoever takes it
+                    # is not cancelled: while gRPC sends, that would leave the call without a status.
+                    ending = asyncio.get_running_loop().call_later(ABANDONED_SECONDS, abandon, waiting.answer)
                     try:
                         yield waiting.answer
                     finally:
                         ending.cancel()
+                    if abandoned:
+                        late = f"no answer of the stream was taken for {ABANDONED_SECONDS:g} s"
+                        raise DeadlineExceeded(f"{late}: take each as it comes")
                     waiting.taken.set()
                     del waiting
                 await reading

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import ssl
 from collections.abc import AsyncIterator
@@ -464,6 +465,39 @@ def test_a_reader_that_leaves_ends_the_handler_with_its_cleanup():
             assert await anext(stream) == Chunk(0, 1, b"x")
             await stream.aclose()
             await closed.wait()
+
+    run(test)
+
+
+def test_a_caller_that_took_nothing_for_long_has_the_status_of_its_call_once_it_reads_again():
+    async def test():
+        closed, ended = asyncio.Event(), asyncio.Event()
+
+        async def endless(request, context):
+            context.add_done_callback(lambda _: ended.set())
+            late = errors.DeadlineExceeded("nothing was taken")
+            task, at = asyncio.current_task(), 0
+            try:
+                while True:
+                    end = functools.partial(rpc.end_unread, task, context, late)
+                    ending = asyncio.get_running_loop().call_later(0.2, end)
+                    try:
+                        yield Chunk(at, 1 << 30, bytes(1 << 20))
+                    finally:
+                        ending.cancel()
+                    at += 1 << 20
+            finally:
+                closed.set()
+
+        async with serving({services.BULK_DOWNLOAD: endless}) as (caller, _):
+            stream = caller.receive(services.BULK_DOWNLOAD, DownloadRequest("", "d"))
+            assert (await anext(stream)).offset == 0
+            # What it held is given back while nobody reads.
+            await closed.wait()
+            await ended.wait()
+            with pytest.raises(errors.DeadlineExceeded, match="nothing was taken"):
+                async for _ in stream:
+                    pass
 
     run(test)
 

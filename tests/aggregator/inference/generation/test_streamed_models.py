@@ -7,6 +7,7 @@ import json
 from contextlib import aclosing
 from types import SimpleNamespace
 
+import grpc
 import numpy as np
 import pytest
 from house import until
@@ -91,7 +92,12 @@ def test_a_stream_that_nobody_reads_ends_and_gives_back_what_it_held(tmp_path, m
 def test_a_generation_that_nobody_reads_ends_after_its_deadline(tmp_path, monkeypatch):
     monkeypatch.setattr(service, "UNREAD_SECONDS", 0.05)
     _, generator, sessions, _ = parts(tmp_path, text=True)
-    call = SimpleNamespace(time_remaining=lambda: None, peer=lambda: "me")
+    said = []
+
+    async def abort(code, details, metadata):
+        said.append((code, details))
+
+    call = SimpleNamespace(time_remaining=lambda: None, peer=lambda: "me", abort=abort)
     request = GenerateRequest("small", PROMPT, max_tokens=100, deadline_seconds=0.2)
 
     async def unread():
@@ -103,8 +109,12 @@ def test_a_generation_that_nobody_reads_ends_after_its_deadline(tmp_path, monkey
         await asyncio.wait([reader], timeout=180)
         assert reader.cancelled()
         await gone(sessions)
+        await until(lambda: said)
 
     asyncio.run(run())
+    ((code, details),) = said
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "was not read to its end" in details
 
 
 def outputs(found, name):

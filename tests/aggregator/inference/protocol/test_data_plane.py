@@ -15,6 +15,7 @@ from aggregator.inference.protocol import streaming
 from aggregator.inference.protocol.data_plane import DataPlane
 from aggregator.inference.protocol.streaming import AT_ONCE, RequestStream
 from edge_attention.core.errors import (
+    DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -188,23 +189,23 @@ def test_a_stream_has_so_many_requests_under_way():
     asyncio.run(scenario())
 
 
-def test_a_stream_of_which_no_answer_is_taken_ends_and_gives_back_what_it_held(monkeypatch):
+def test_a_stream_of_which_no_answer_is_taken_ends_and_gives_back_what_the_others_held(monkeypatch):
     monkeypatch.setattr(streaming, "ABANDONED_SECONDS", 0.05)
 
     async def scenario():
         model = Doubler()
         made, budgets = plane(model)
-        model.event("a").set()
-        model.event("b").set()
-
-        async def unread():
-            async with aclosing(streamed(made, budgets, [asked("a"), asked("b"), asked("c")])) as answers:
-                async for _ in answers:
-                    await asyncio.Event().wait()
-
-        reader = asyncio.create_task(unread())
-        await asyncio.wait([reader], timeout=30)
-        assert reader.cancelled()
+        async with aclosing(streamed(made, budgets, [asked("a"), asked("b"), asked("c")])) as answers:
+            taking = asyncio.ensure_future(anext(answers))
+            await until(lambda: len(model.asked) == 3)
+            model.event("a").set()
+            first = (await taking).response
+            await until(lambda: sorted(model.cancelled) == ["b", "c"] and not budgets[INFERENCES].used)
+            # gRPC still has the first.
+            assert budgets[INFERENCE_BYTES].of("me") == first.nbytes
+            assert budgets[INFERENCE_STREAMS].of("me") == 1
+            with pytest.raises(DeadlineExceeded, match=r"was taken for 0\.05 s"):
+                await anext(answers)
         assert unused(budgets)
 
     asyncio.run(scenario())
