@@ -32,9 +32,14 @@ class NodeSamples:
         local = self.job.local
         return steps_of(self.rows, self.job.holdout, local.batch, local.steps, local.epochs)
 
+    @property
+    def drawn(self) -> int:
+        """Rows of all local steps of a round together."""
+        return self.steps * self.job.local.batch
+
     def check(self) -> None:
         """Raises InvalidArgument if a round takes more than MAX_ROWS."""
-        if self.steps * self.job.local.batch > MAX_ROWS:
+        if self.drawn > MAX_ROWS:
             raise InvalidArgument(
                 f"{self.steps:,} local steps of {self.job.local.batch:,} rows on node {self.node!r} are more "
                 f"than {MAX_ROWS:,} rows a round; have fewer local.steps or local.epochs, and more rounds"

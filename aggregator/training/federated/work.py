@@ -31,7 +31,8 @@ from edge_attention.core.tensors import Array
 __all__ = ["Basis", "Work"]
 
 FEW_ROWS, SMALL_UPDATE = 4096, 128 * 1024
-"""Up to so many rows, and bytes, a thread costs more than to draw and to check them on the loop."""
+"""Up to so many rows, of a dataset and of a round, and so many bytes, a thread costs more than to draw and to
+check them on the loop."""
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ class Work:
         """
         samples = self._samples[node]
         number = basis.number if turn is None else turn
-        few = samples.rows <= FEW_ROWS
+        few = max(samples.rows, samples.drawn) <= FEW_ROWS
         rows = samples.of_round(number) if few else await asyncio.to_thread(samples.of_round, number)
         residual, besides = self._residual.get(node), self._besides.setdefault(node, set())
         # Of rounds it was left out of, too: what it had of them by then is there.
