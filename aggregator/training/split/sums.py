@@ -45,12 +45,16 @@ class AddingPrograms:
     Args:
         sums: the schedule of what is sent of them.
         graphs: those that add, by their names in the schedule of a piece.
+
+    Attributes:
+        nodes: all that may store something under these names, of whatever step.
     """
 
     def __init__(self, deployment: str, sums: Schedule, graphs: Mapping[str, str]) -> None:
         self.sums = sums
         self.parts = {segment.part: segment for step in sums.steps for segment in step.segments}
         self.scope = f"{job_scope(deployment)}sums/{secrets.token_hex(8)}/"
+        self.nodes: set[str] = set()
         self._deployment = deployment
         self._graphs = graphs
         self._drops = {part: self._bytes(part) > OVERWRITTEN for part in self.parts}
@@ -169,6 +173,7 @@ class NodeSums:
         if held.moves or (piece and nodes != self._nodes):
             raise Unavailable("a part went on on another node in the middle of a step: it begins again")
         self._nodes = nodes
+        self._adding.nodes.update(nodes.values())
         last = piece == self._pieces - 1
         counted = {"task/count": np.array(count, np.float32)}
         errands = [
@@ -223,9 +228,9 @@ class NodeSums:
         return found
 
     def free(self) -> None:
-        """Nodes keep nothing of it, nor may these names come again: unless it is `whole`."""
+        """Nodes keep nothing of it or of steps before, nor may the names come again, unless it is `whole`."""
         if not self.whole:
-            for node in dict.fromkeys(self._nodes.values()):
+            for node in sorted(self._adding.nodes):
                 self._trips.post(node, (Drop((self._adding.scope,)),))
 
     async def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,13 +12,14 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aggregator.inference.runner import HeldRequest
 from aggregator.training.federated.plan import DataInput
 from aggregator.training.split.plan import OVERWRITTEN
 from aggregator.training.split.samples import OwnSamples, SampleTurns, check_samples
-from aggregator.training.split.sums import AddingPrograms
+from aggregator.training.split.sums import AddingPrograms, NodeSums
 from aggregator.training.split.versions import GradientSum
 from edge_attention.core.errors import InvalidTensor, NotFinite
-from edge_attention.core.messages.program import Return, Run
+from edge_attention.core.messages.program import Drop, Return, Run
 from edge_attention.core.schedule.schedule import (
     Boundary,
     Contributed,
@@ -119,6 +121,32 @@ def test_large_gradients_are_dropped_once_they_are_added_and_small_ones_written_
     assert drop.stored == ("job/run/lane0/p0/grad/", before)
     _, sent, drop = programs.of(0, 0, 1, True)
     assert drop.stored == ("job/run/lane0/p0/grad/", before, sent.stored.removesuffix("0"))
+
+
+def test_a_step_that_does_not_go_well_leaves_no_sums_of_the_steps_before_on_nodes():
+    class Trips:
+        def __init__(self):
+            self.posted = []
+
+        async def make(self, errands, seconds, take, **rest):
+            return SimpleNamespace(missing={})
+
+        def post(self, node, instructions):
+            self.posted.append((node, instructions))
+
+    async def scenario():
+        trips, programs = Trips(), adding(4)
+        for node in ("b", "a"):  # the part has moved between two steps
+            good = NodeSums(programs, 1, trips, frozenset(), ())
+            await good.add(0, 1.0, HeldRequest(0, {0: node}, 0, {}), 60.0)
+            good.whole = True
+            good.free()
+        assert not trips.posted
+        # It ends before anything of it was added.
+        NodeSums(programs, 1, trips, frozenset(), ()).free()
+        assert trips.posted == [(node, (Drop((programs.scope,)),)) for node in "ab"]
+
+    asyncio.run(scenario())
 
 
 def test_a_norm_past_clip_is_clip():
