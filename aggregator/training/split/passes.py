@@ -199,12 +199,14 @@ class SplitPasses:
         news: asyncio.Queue[tuple[str, int, Any]] = asyncio.Queue()
         tasks: set[asyncio.Task[None]] = set()
         spent: list[NodeSums] = []
-        """Of tries that have ended."""
+        """Of tries that have ended: closed before the next one, as what came may be as large as the model."""
 
         async def work(kind: str, piece: int) -> None:
             left = max(machine.deadline - time.monotonic(), 0.001)
             try:
                 if kind == "renew":
+                    for tried in spent:
+                        await tried.close()
                     await self._renew(version, shape, left)
                     await news.put((kind, piece, None))
                     return
