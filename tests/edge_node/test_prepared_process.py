@@ -255,12 +255,13 @@ def weights(aggregator, w):
 
 
 def test_a_call_that_is_ready_later_than_others_runs_over_what_they_froze(monkeypatch):
-    """Both wait for the graph, which comes to one of them once the store has something else."""
+    """One waits for a tensor of its own, which comes once the store has something else."""
     gate, asked, download = asyncio.Event(), [], FakeAggregator._download
+    late = np.arange(8, dtype=np.float32)
 
     async def slow(self, request, context):
         asked.append(request.digest)
-        if len(asked) == 2:
+        if request.digest == sha256(late.tobytes()).hexdigest():
             await gate.wait()
         async for chunk in download(self, request, context):
             yield chunk
@@ -270,8 +271,9 @@ def test_a_call_that_is_ready_later_than_others_runs_over_what_they_froze(monkey
     async def scenario():
         async with house(files=FILES) as (aggregator, _):
             await aggregator.run(store("w1", w=W))
-            aggregator.send(call("a", freezing(1)), call("b", freezing(1), known=True))
-            await aggregator.until(lambda: len(asked) == 2)
+            own = replace(weights(aggregator, late), name="task/late")
+            aggregator.send(call("a", freezing(1)), call("b", freezing(1), known=True, bulk_tensors=(own,)))
+            await aggregator.until(lambda: own.digest in asked)
             await aggregator.until(lambda: any(c.final for c in aggregator.contributions[1:]))
             await aggregator.run(store("w2", w=10 * W))
             gate.set()

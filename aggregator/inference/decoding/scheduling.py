@@ -364,7 +364,7 @@ class SessionScheduler:
 
     def check(self) -> None:
         """Raises AssertionError where what always holds does not."""
-        self.bytes.check(self.sessions.values())
+        self.bytes.require_counted(self.sessions.values())
         flying = [chunk.session for flight in self._flights.values() for chunk in flight.chunks]
         assert len(set(flying)) == len(flying), "a session is on two trips"
         slots = [session.slot for session in self.sessions.values()]

@@ -86,7 +86,7 @@ class SessionBytes:
                     del self._stored[key]
         session.counted = now
 
-    def check(self, sessions: Iterable[DecoderSession]) -> None:
+    def require_counted(self, sessions: Iterable[DecoderSession]) -> None:
         """Raises AssertionError where it is not what `sessions`, which are all there are, store."""
         stored: Counter[tuple[str, str | None]] = Counter()
         for session in sessions:

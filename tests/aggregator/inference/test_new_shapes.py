@@ -49,7 +49,9 @@ def test_who_waits_for_a_new_shape_has_no_slot_of_the_queue(tmp_path):
             return ModelAnswer(results, True, 1.0, "", {"all": 0.0}, {}, {}, segments=())
 
         deployed = SimpleNamespace(
-            planned=SimpleNamespace(inputs=(ModelTensor("x", "float32", ("rows",)),), whole=False),
+            planned=SimpleNamespace(
+                inputs=(ModelTensor("x", "float32", ("rows",)),), whole=False, looked_up={}
+            ),
             shapes=PreparedShapes(4),
             batcher=Batcher(BatchQueue("m", 1), answer),
             joins=False,
