@@ -12,8 +12,11 @@ from fleets import Fleet, until
 pytestmark = pytest.mark.e2e
 
 MODEL = Path(__file__).parent.parent / "graphs" / "axes" / "exports" / "bert.onnx"
-SECONDS = 90.0
+SECONDS = 300.0
 FLAGS = ("--lease", "3", "--plan-anew", "2")
+AGAIN = ("--lease", "3", "--plan-anew", "15")
+"""Of an aggregator that has been killed: on a busy machine one node may be back some seconds before another,
+which is not gone for that."""
 
 
 def feeds(seed):
@@ -58,7 +61,7 @@ def test_the_shares_are_planned_anew_without_a_node_that_is_gone_and_with_one_th
             exact(client, 1)
             # What serves now is what a killed aggregator comes back with, and nothing of the plan before.
             fleet.kill("aggregator")
-            fleet.start_aggregator(*FLAGS)
+            fleet.start_aggregator(*AGAIN)
             until(lambda: holders(client.model("bert").info) == two, "it is back", SECONDS)
             state = tmp_path / "state" / "deployments"
             until(lambda: len([one for one in state.iterdir() if one.is_dir()]) == 1, "one is left", SECONDS)
