@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages.training import StopSpec, TrainingRound
 
-__all__ = ["Stopping"]
+__all__ = ["Stopping", "require_seen"]
 
 
 class Stopping:
@@ -85,3 +86,21 @@ class Stopping:
             return record.loss
         evaluation = record.evaluation
         return evaluation.loss if evaluation is not None and evaluation.samples else None
+
+
+def require_seen(stop: StopSpec, holdout: float, evaluate_every: int) -> None:
+    """Refuse a job whose end waits for evaluations that there are not before its last round.
+
+    Raises:
+        InvalidArgument: it says what to set.
+    """
+    if stop.metrics and not holdout:
+        raise InvalidArgument(
+            "stop.metrics are those of samples that are held out, and there are none: set holdout"
+        )
+    looks = stop.loss is not None or stop.metrics or stop.patience
+    if holdout and looks and not evaluate_every:
+        raise InvalidArgument(
+            "stop goes by what held-out samples say, and evaluate_every is 0, which is after the last round "
+            "alone: set it to a number of rounds"
+        )

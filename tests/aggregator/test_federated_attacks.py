@@ -493,7 +493,10 @@ NAN, INF = float("nan"), float("inf")
         ({"patience_seconds": -1.0}, "patience_seconds"),
         ({"consensus": ConsensusSpec(parameter_weight=-1.0)}, "consensus.parameter_weight"),
         ({"stop": StopSpec(seconds=NAN)}, "stop.seconds"),
-        ({"stop": StopSpec(metrics={"accuracy": 0.5})}, "stop.metrics names 'accuracy'.*correct"),
+        (
+            {"stop": StopSpec(metrics={"accuracy": 0.5}), "evaluate_every": 1},
+            "stop.metrics names 'accuracy'.*correct",
+        ),
         ({"consensus": ConsensusSpec("logits", {"z": np.zeros((2, 4), np.float32)})}, "probe lacks 'x'"),
         ({"consensus": ConsensusSpec("logits", {"x": np.zeros((2, 5), np.float32)})}, r"\[2, 5\]"),
         ({"consensus": ConsensusSpec("logits", {"x": np.zeros((2, 4))})}, "float64"),

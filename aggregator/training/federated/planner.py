@@ -25,6 +25,7 @@ from aggregator.training.federated.plan import (
 )
 from aggregator.training.fusion.plan import MAX_PATIENCE
 from aggregator.training.gap_reads import COMPLETE, MEANS
+from aggregator.training.stopping import require_seen
 from edge_attention.core.combine import from_config as combine_from
 from edge_attention.core.encodings import from_config as encoding_from
 from edge_attention.core.errors import InvalidArgument, InvalidGraph
@@ -117,6 +118,7 @@ def check(job: FederatedJob) -> None:
         raise InvalidArgument(f"weighting is {job.weighting!r}; it must be 'samples' or 'equal'")
     if not 0 <= job.holdout < 1:
         raise InvalidArgument(f"holdout is {job.holdout}; it is a share of each node's rows, 0 to below 1")
+    require_seen(job.stop, job.holdout, job.evaluate_every)
     local, consensus = job.local, job.consensus
     bent = local.clip or local.clip_gradients or consensus.parameter_weight or consensus.attention_weight
     if strategy.controls and (bent or encoding.name == "topk"):

@@ -13,6 +13,7 @@ import numpy as np
 from aggregator.fleet.columns import rules_of
 from aggregator.training.fusion.plan import MAX_PATIENCE, FusionPlan, Input, PlanGraph, PlannedPart
 from aggregator.training.gap_reads import MEANS, PRESENCE
+from aggregator.training.stopping import require_seen
 from edge_attention.core.errors import InvalidArgument, InvalidGraph
 from edge_attention.core.learning_rates import from_config as schedule_from
 from edge_attention.core.messages.table import MissingRule
@@ -74,6 +75,7 @@ def check(job: FusionJob) -> None:
         )
     if (seconds := job.stop.seconds) is not None and not (math.isfinite(seconds) and seconds > 0):
         raise InvalidArgument(f"stop.seconds is {seconds}; it must be a number above 0")
+    require_seen(job.stop, job.holdout, job.evaluate_every)
     if job.scale is not None and not abs(job.scale) <= np.finfo(np.float32).max:
         raise InvalidArgument(f"scale is {job.scale}; it must be a finite number")
 

@@ -10,6 +10,7 @@ from aggregator.inference.placement import plan_word
 from aggregator.training.fusion.plan import MAX_PATIENCE
 from aggregator.training.split.groups import group_jobs
 from aggregator.training.split.plan import SplitPlan
+from aggregator.training.stopping import require_seen
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.learning_rates import from_config as schedule_from
 from edge_attention.core.losses import loss_of
@@ -83,6 +84,7 @@ def check(job: SplitJob) -> None:
         ("clip", job.clip, True),
         ("patience_seconds", job.patience_seconds, False),
         ("stop.seconds", job.stop.seconds, False),
+        ("stop.min_delta", job.stop.min_delta, True),
     ):
         if number is not None and not (math.isfinite(number) and (number > 0 or (zero and number == 0))):
             raise InvalidArgument(
@@ -90,6 +92,7 @@ def check(job: SplitJob) -> None:
             )
     if job.patience_seconds is not None and job.patience_seconds > MAX_PATIENCE:
         raise InvalidArgument(f"patience_seconds is {job.patience_seconds:g}; it is at most {MAX_PATIENCE:,}")
+    require_seen(job.stop, job.holdout, job.evaluate_every)
 
 
 def _check_split(job: SplitJob) -> None:

@@ -16,7 +16,6 @@ from aggregator.training.split.local_steps import LocalSteps
 from aggregator.training.split.passes import MadeRound, PartsVersion, SplitPasses, round_record
 from aggregator.training.split.plan import CUT, SplitPlan
 from aggregator.training.split.samples import SampleTurns
-from aggregator.training.split.step import require_finite
 from aggregator.training.split.versions import SplitVersion, SplitVersions
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages.training import NodeRound, SplitJob
@@ -99,7 +98,6 @@ class GroupRounds:
             version = PartsVersion(number, local.parameters)
             done = await passes.run(version, positions, CUT, gradients=True)
             loss, gradients, norm = await asyncio.to_thread(done.sum.mean, job.clip)
-            require_finite(loss, current.number + 1)
             await to_the_end(asyncio.to_thread(local.step, number + 1, gradients))
             losses += loss
             counted += done.count / job.micro_batches

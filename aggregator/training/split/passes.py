@@ -63,6 +63,7 @@ from edge_attention.core.transitions import told
 from edge_attention.graphs.axes.folder import CutFolder
 
 __all__ = [
+    "IS_NOT_FINITE",
     "MadeRound",
     "PartsVersion",
     "PassOfSamples",
@@ -78,6 +79,9 @@ PASSES = 8
 """Tries at one step, each spoiled by the restart of a node that reads samples; more are not made."""
 SAY_SECONDS = 2.0
 """After so long without a piece those who watch are told what is waited for."""
+
+IS_NOT_FINITE = " is not finite"
+"""What a message ends with that says so of a loss, of a gradient, or of what a step makes of a parameter."""
 
 SayOfGroup = Callable[[str, str, int], None]
 """What is waited for, in a sentence (empty: nothing); what the sentence is about; how many nodes are away."""
@@ -543,5 +547,6 @@ def round_record(
 def _number(results: Mapping[str, Array], name: str) -> float:
     value = float(np.asarray(results[name]).reshape(-1)[0])
     if not np.isfinite(value):
-        raise NotFinite(f"{name} is {value}")
+        named = {LOSS: "the loss", LOSS_WEIGHT: "what labels count"}.get(name, name)
+        raise NotFinite(f"{named}{IS_NOT_FINITE}")
     return value

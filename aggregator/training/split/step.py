@@ -24,7 +24,6 @@ from edge_attention.core.errors import (
     Damaged,
     DeadlineExceeded,
     EdgeAttentionError,
-    FailedPrecondition,
     NotFound,
     Unavailable,
 )
@@ -290,16 +289,3 @@ class SplitStep:
     def _turn(self, phase: StepPhase, *words: str) -> None:
         self.transitions.append((self._now, words or ("",), self.phase, phase))
         self.phase = phase
-
-
-def require_finite(loss: float, number: int) -> None:
-    """Refuse a step whose loss is no number.
-
-    Raises:
-        FailedPrecondition: it says what to do.
-    """
-    if loss != loss or loss in (float("inf"), float("-inf")):
-        raise FailedPrecondition(
-            f"the loss of step {number} is {loss}: lower the learning rate, clip gradients, or look for what "
-            "of the data is no number"
-        )

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +21,7 @@ from aggregator.training.services import Services
 from aggregator.training.split.grouped import GroupRounds
 from aggregator.training.split.groups import deployment_of, group_jobs, together
 from aggregator.training.split.passes import (
+    IS_NOT_FINITE,
     MadeRound,
     PartsVersion,
     PassOfSamples,
@@ -26,7 +29,7 @@ from aggregator.training.split.passes import (
     evaluated,
     round_record,
 )
-from aggregator.training.split.plan import CUT, EVALUATE, SplitPlan, cut_folder
+from aggregator.training.split.plan import CUT, EVALUATE, LOSS, SplitPlan, cut_folder
 from aggregator.training.split.samples import SampleTurns
 from aggregator.training.split.versions import SplitVersion, SplitVersions
 from aggregator.training.stopping import Stopping
@@ -36,6 +39,9 @@ from edge_attention.core.messages.training import Samples, SplitJob, TrainingRou
 __all__ = ["SplitTrainer"]
 
 log = logging.getLogger(__name__)
+
+HOLDS_NAN = " holds nan at "
+"""In what is said of a tensor that parts give each other: its name before it, and the place behind it."""
 
 
 class SplitTrainer:
@@ -110,28 +116,43 @@ class SplitTrainer:
             raise
         await self._forget()
         # It is not resumed any more; until that is written down, `_done` says so.
-        await asyncio.to_thread(shutil.rmtree, self._cut, ignore_errors=True)
+        await asyncio.to_thread(self._remove_cut)
         return why
 
     # Rounds
 
-    def _done(self) -> bool:
-        """Whether all was done in an earlier life, which ended before it could say so. Blocks."""
-        if self._state.record(self._id, 0) is None:
-            return False
-        number = self._versions.latest().number
-        if number < self._job.rounds and not self._cut.exists():
-            return True  # it had ended early
-        held = self._state.record(self._id, 0) or {}
-        due = bool(held["samples"]["holdout"]) and evaluation_due(self._job, number)
-        return number >= self._job.rounds and not (due and self._record(number).evaluation is None)
+    def _remove_cut(self) -> None:
+        """At once by its name: half of it would be a run that goes on and cannot. Blocks."""
+        gone = self._cut.with_name("cut-over")
+        with suppress(OSError):  # it has gone in an earlier life
+            self._cut.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def _done(self) -> str | None:
+        """Why it had ended in an earlier life, which could not say so any more (empty: with its last round);
+        None: it goes on. Blocks."""
+        zeroth = self._state.record(self._id, 0)
+        if zeroth is None:
+            return None
+        held, number = bool(zeroth["samples"]["holdout"]), self._versions.latest().number
+        early, last = number < self._job.rounds, self._record(number) if number else None
+        if early and self._cut.exists():
+            return None
+        due = held and evaluation_due(self._job, number)
+        if not early and due and last is not None and last.evaluation is None:
+            return None
+        self._stopping = Stopping(self._job.stop, held)
+        self._stopping.recall(every_record(self._state, self._id))
+        # How long it had trained is not known: that is why, where nothing else is.
+        return self._stopping.why(last, math.inf) if early and last is not None else ""
 
     async def _all_rounds(self) -> str:
         active, job = self._active, self._job
-        if await asyncio.to_thread(self._done):
+        if (why := await asyncio.to_thread(self._done)) is not None:
             current = await asyncio.to_thread(self._versions.latest)
             active.update(round=current.number, version=current.number)
-            return ""
+            self._tell_best()
+            return why
         begun = await asyncio.to_thread(self._state.record, self._id, 0) is not None
         if begun:
             # Its nodes are expected back, before their parts go to others.
@@ -214,7 +235,11 @@ class SplitTrainer:
             return to_json(record)
 
         async def commit() -> SplitVersion:
-            after = await asyncio.to_thread(made.commit, recorded)
+            try:
+                after = await asyncio.to_thread(made.commit, recorded)
+            except NotFinite as error:
+                log.error("run %s: %s", self._id, error.message)
+                raise self._overflowed(made.record, error) from None
             assert record is not None
             self._stopping.hear(record)
             if not self._due(number, turns):
@@ -285,13 +310,20 @@ class SplitTrainer:
         # Groups take steps of their own before anything comes of them.
         rate = _rate(self._job, self._versions, number) if number or self._job.groups else None
         last = self._record(number) if number else None
-        return diverged(f"what the model gives ({error.message})", number + 1, rate, last, _remedy(self._job))
+        return diverged(_not_finite(error), number + 1, rate, last, _remedy(self._job), _each(self._job))
+
+    def _overflowed(self, record: TrainingRound, error: NotFinite) -> FailedPrecondition:
+        """Why it ends with the step of `record`, which parameters did not stand: its loss was a number."""
+        job, number = self._job, record.number
+        rate = _rate(job, self._versions, number)
+        return diverged(_not_finite(error), number, rate, record, _remedy(job), _each(job))
 
     def _unevaluated(self, number: int, error: NotFinite) -> FailedPrecondition:
         """Why it ends where samples held out are evaluated after step `number`. Blocks."""
         last = self._record(number) if number else None
         rate = _rate(self._job, self._versions, number)
-        return unevaluated(error.message, number, rate, last, _remedy(self._job))
+        said = error.message.partition(HOLDS_NAN)[0]
+        return unevaluated(said, number, rate, last, _remedy(self._job), _each(self._job))
 
     # What it works with
 
@@ -317,6 +349,22 @@ class SplitTrainer:
 def _rate(job: SplitJob, versions: SplitVersions, number: int) -> float:
     """The learning rate of the step that version `number` came of."""
     return versions.optimizer_at(max(number * job.local_steps, 1)).lr
+
+
+def _each(job: SplitJob) -> str:
+    """What its rounds are called."""
+    return "round" if job.groups else "step"
+
+
+def _not_finite(error: NotFinite) -> str:
+    """What is not finite, of what says so; a boundary that holds NaN is said by its name."""
+    said = error.message
+    if said.endswith(IS_NOT_FINITE):
+        return said.removesuffix(IS_NOT_FINITE)
+    what, holds, _ = said.partition(HOLDS_NAN)
+    if holds and what.endswith(LOSS):
+        return "the loss"  # whichever node has computed it
+    return f"what the model gives ({what if holds else said})"
 
 
 def _remedy(job: SplitJob) -> str:

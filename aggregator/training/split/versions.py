@@ -22,7 +22,7 @@ from aggregator.store.tensor_file import Spec, TensorFile, TensorFileWriter
 from aggregator.training.federated.updates import pieces
 from aggregator.training.split.plan import SplitPlan
 from edge_attention.core.combine import Mean
-from edge_attention.core.errors import InvalidTensor, NotFinite
+from edge_attention.core.errors import NotFinite
 from edge_attention.core.learning_rates import factor_at
 from edge_attention.core.learning_rates import optimizer_at as scheduled
 from edge_attention.core.messages.training import SplitJob
@@ -171,7 +171,7 @@ class SplitVersions:
         `recorded` gives the record, once the step is taken.
 
         Raises:
-            InvalidTensor: the step overflows; names the parameter.
+            NotFinite: the step overflows; names the parameter.
         """
         number = before.number + 1
         optimizer = self.optimizer_at(number)
@@ -199,7 +199,7 @@ class SplitVersions:
         `samples`: what each group's count in the mean.
 
         Raises:
-            InvalidTensor: the step overflows; names the parameter.
+            NotFinite: the step overflows; names the parameter.
         """
         number = before.number + 1
         strategy = self.strategy
@@ -230,10 +230,8 @@ class SplitVersions:
                         with np.errstate(all="ignore"):  # as in take_step
                             after = strategy.step(number, p, MEAN.fold(rows, weights), *held)
                         if not all(np.isfinite(array).all() for array in after):
-                            raise InvalidTensor(
-                                f"the server's step makes {self._plan.names[index]} overflow; lower the "
-                                "learning rates"
-                            )
+                            name = self._plan.names[index]
+                            raise NotFinite(f"what {strategy.name} makes of {name} is not finite")
                         new.write_at(f"p/{index}", start, after[0])
                         for slot, array in zip(strategy.slots, after[1:], strict=True):
                             assert kept is not None
@@ -286,7 +284,7 @@ def take_step(
     """Write what step `count` of the optimizer, from 1, makes of `before` and its `state` (None: the first).
 
     Raises:
-        InvalidTensor: the step overflows; names the parameter.
+        NotFinite: the step overflows; names the parameter.
     """
     with Behind() as behind:
         new = behind.writer(parameters)
@@ -308,10 +306,7 @@ def take_step(
                 with np.errstate(all="ignore"):  # an overflow is found below, with the name it deserves
                     after = optimizer.update(count, p, down, *slots)
                 if not all(np.isfinite(array).all() for array in after):
-                    raise InvalidTensor(
-                        f"step {count} of {optimizer.name} makes {plan.names[index]} overflow; lower the "
-                        "learning rate, or clip gradients"
-                    )
+                    raise NotFinite(f"what {optimizer.name} makes of {plan.names[index]} is not finite")
                 new.write_at(f"p/{index}", start, np.asarray(after[0], np.float32))
                 for slot, array in zip(optimizer.slots, after[1:], strict=True):
                     assert held is not None
