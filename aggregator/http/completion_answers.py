@@ -108,8 +108,9 @@ def event(value: Any) -> bytes:
     return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
 
 
-def _usage(usage: GenerationUsage | None) -> dict[str, int] | None:
+def _usage(usage: GenerationUsage | None) -> dict[str, Any] | None:
     if usage is None:
         return None
     asked, made = usage.prompt_tokens, usage.completion_tokens
-    return {"prompt_tokens": asked, "completion_tokens": made, "total_tokens": asked + made}
+    label = {"exact": False, "lacking": usage.lacking} if usage.lacking else {}  # no field of OpenAI's
+    return {"prompt_tokens": asked, "completion_tokens": made, "total_tokens": asked + made, **label}

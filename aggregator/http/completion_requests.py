@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aggregator.inference.batching.batch_queue import PRIORITIES, PRIORITY
 from aggregator.inference.generation.request import GenerationRequest
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
 
@@ -61,6 +62,7 @@ SAMPLING = frozenset(
         "min_p",
         "repetition_penalty",
         "seed",
+        "priority",
         "stop",
         "stream",
         "stream_options",
@@ -165,6 +167,7 @@ def _generation(
         repetition_penalty=_number(fields, "repetition_penalty", 1.0),
         seed=seed,
         stop=_stops(fields.get("stop", ())),
+        priority=_priority(fields),
     )
 
 
@@ -223,6 +226,15 @@ def _stops(value: Any) -> tuple[str, ...]:
     ):
         raise WrongParameter(f"stop is a string, or a list of at most {STOPS}", "stop")
     return tuple(one for one in stops if one)
+
+
+def _priority(fields: Mapping[str, Any]) -> int:
+    value = _whole(fields, "priority", 0)
+    if not 0 <= value <= PRIORITIES:
+        raise WrongParameter(
+            f"priority is {value}; 1 goes first, {PRIORITIES} last, 0 is {PRIORITY}", "priority"
+        )
+    return value
 
 
 def _number(fields: Mapping[str, Any], name: str, default: float) -> float:

@@ -67,6 +67,13 @@ from edge_attention.client.generation import MAX_DEADLINE
     help="Seconds for all of it; then it ends with an error that says how far it came. By default 300.",
 )
 @click.option(
+    "--priority",
+    type=click.IntRange(1, 16),
+    default=8,
+    show_default=True,
+    help="Among generations of the model that wait: 1 goes first.",
+)
+@click.option(
     "--no-speculation", is_flag=True, help="One token a trip, even where the text suggests several."
 )
 @json_option
@@ -85,7 +92,7 @@ def generate(
     """Have the decoder NAME go on from PROMPT. Its text is printed as it comes; Ctrl-C ends it.
 
     With --json: one object a line with `text` and `tokens` as they come, the last one with `report`: why it
-    ended, the seed, tokens, trips, and how many were verified as guesses.
+    ended, whether its logits are the whole model's, the seed, tokens, trips, and how many were guesses.
     """
     if (prompt is None) == (ids is None) and not (inputs and prompt is None):
         raise click.UsageError("give a PROMPT, or --ids; one of both")
@@ -114,6 +121,8 @@ def generate(
         f"seed {report.seed}",
         err=True,
     )
+    if not report.exact:
+        say(f"NOT EXACT: {report.lacking}", err=True)
 
 
 def _ids(text: str) -> list[int]:

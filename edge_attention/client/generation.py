@@ -108,6 +108,7 @@ def generate_request(
     stop: str | Iterable[str],
     deadline: float | None,
     speculate: bool,
+    priority: int,
     arrays: Mapping[str, Array],
 ) -> GenerateRequest:
     """The request; `arrays`: the encoder's inputs.
@@ -136,6 +137,7 @@ def generate_request(
             TensorPiece(name, DataType.of(array.dtype, name), array.shape, 0, array.tobytes())
             for name, array in arrays.items()
         ),
+        require_whole(priority, "priority", 0, 16),
     )
 
 

@@ -363,6 +363,7 @@ class ServedModel:
         stop: str | Iterable[str] = (),
         deadline: float | None = None,
         speculate: bool = True,
+        priority: int = 0,
     ) -> Generation:
         """What comes after `prompt`, of a decoder: iterate over it for pieces as they come; see
         AsyncServedModel.generate."""
@@ -379,6 +380,7 @@ class ServedModel:
             stop=stop,
             deadline=deadline,
             speculate=speculate,
+            priority=priority,
         )
         return Generation(self._client, generation)
 

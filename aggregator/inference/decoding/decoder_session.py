@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from aggregator.inference.batching.batch_queue import PRIORITY
 from aggregator.inference.decoding.flights import TokenSpan
 from edge_attention.core.tensors import Array, Float32
 
@@ -27,6 +28,7 @@ class DecoderSession:
 
     Attributes:
         owner: who may use it.
+        priority: 1 goes first.
         stored: of how many of its tokens, from the first, keys and values are stored.
         memory: what an encoder made of its input, float32 [tokens, width]; None: there is no encoder.
         remembered: of how many tokens of that, from the first, keys and values are stored.
@@ -38,6 +40,7 @@ class DecoderSession:
     owner: str
     slot: int
     used: float
+    priority: int = PRIORITY
     tokens: list[int] = field(default_factory=list)
     stored: int = 0
     memory: Float32 | None = None

@@ -7,7 +7,8 @@
 A session is its tokens, and how many of them are stored. What a node stored that has gone is stored again
 by sending the tokens once more, through whoever takes over: to the rest of the machine that is a session
 with more new tokens. A trip takes what waits when it begins: sessions join and leave between two of them, and
-those with few rows go first, so that a long prompt, or memory, holds up nobody.
+those of the first priority go first, and among them those with few rows, so that a long prompt, or memory,
+holds up nobody.
 
 A session beside an encoder has a memory, too: what that made. It is stored before the first token goes, by
 trips of its own, and again, as the tokens are, where a node that stored it has gone.
@@ -24,6 +25,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from aggregator.inference.batching.batch_queue import PRIORITY
 from aggregator.inference.decoding.actions import (
     Action,
     CallAnswered,
@@ -106,8 +108,12 @@ class SessionScheduler:
 
     # Events
 
-    def open(self, owner: str, now: float, memory: Float32 | None = None) -> DecoderSession:
+    def open(
+        self, owner: str, now: float, memory: Float32 | None = None, priority: int = 0
+    ) -> DecoderSession:
         """A new session, of no token; `memory`: what an encoder made, of a decoder beside one.
+
+        `priority`: 1 goes first, PRIORITIES last; 0: PRIORITY. Those behind may wait as long as others come.
 
         Raises:
             FailedPrecondition: it is beside an encoder, and there is no memory, or the other way round.
@@ -127,7 +133,8 @@ class SessionScheduler:
                 f"the encoder made {list(memory.shape)}; the decoder takes [tokens, {self.form.states_width}]"
             )
         self._numbers += 1
-        session = DecoderSession(self._numbers, owner, self._new_slot(), now, memory=memory)
+        slot = self._new_slot()
+        session = DecoderSession(self._numbers, owner, slot, now, priority or PRIORITY, memory=memory)
         self.sessions[session.number] = session
         return session
 
@@ -459,7 +466,7 @@ class SessionScheduler:
             waiting = [
                 s for s in self.sessions.values() if s.phase is DecodePhase.WAITS and s.number not in flying
             ]
-            for session in sorted(waiting, key=lambda s: (s.rows > FEW, s.since, s.number)):
+            for session in sorted(waiting, key=lambda s: (s.priority, s.rows > FEW, s.since, s.number)):
                 if len(group) >= FLIGHT_SESSIONS:
                     break
                 own, lacking = self._placed(session)

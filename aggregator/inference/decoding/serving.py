@@ -146,9 +146,14 @@ class DecoderServing:
         assert self._machine is not None
         return self._machine
 
-    def open(self, owner: str, memory: Float32 | None = None) -> DecoderSession:
-        """A new session; `ready` has returned. `memory`, and what is raised, as the machine's."""
-        session = self.machine.open(owner, time.monotonic(), memory)
+    @property
+    def lacking(self) -> str:
+        """Why logits are not the whole model's, to rounding in its types; "": they are. `ready` has returned."""
+        return next((cut.course.schedule.lacking for cut in self._cuts.values()), "")
+
+    def open(self, owner: str, memory: Float32 | None = None, priority: int = 0) -> DecoderSession:
+        """A new session; `ready` has returned. `memory`, `priority`, and what is raised, as the machine's."""
+        session = self.machine.open(owner, time.monotonic(), memory, priority)
         self._set_clock()
         return session
 

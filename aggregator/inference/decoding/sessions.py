@@ -93,11 +93,13 @@ class DecoderSessions:
         seconds: float,
         inputs: Mapping[str, Array] | None = None,
         ids: Sequence[int] = (),
+        priority: int = 0,
     ) -> OpenSession:
         """A new session. The first one of a model waits until nodes are ready for it.
 
         Args:
             inputs: of the encoder, of a decoder beside one; or `ids`, tokens of its text.
+            priority: of its trips, and of the encoder's request; as of Deployments.infer.
 
         Raises:
             NotFound, FailedPrecondition: as `form`.
@@ -113,10 +115,10 @@ class DecoderSessions:
             await serving.ready(max(until - time.monotonic(), 0.0))
             memory = None
             if serving.form.states:
-                memory = await self._encoded(deployed, inputs or {}, ids, owner, until)
+                memory = await self._encoded(deployed, inputs or {}, ids, owner, until, priority)
             states = self._budgets.take(ENCODER_BYTES, owner or None, 0 if memory is None else memory.nbytes)
             try:
-                opened = serving.open(owner, memory)
+                opened = serving.open(owner, memory, priority)
             except BaseException:
                 states.give_back()
                 raise
@@ -129,7 +131,13 @@ class DecoderSessions:
         )  # fmt: skip
 
     async def _encoded(
-        self, deployed: Deployed, inputs: Mapping[str, Array], ids: Sequence[int], owner: str, until: float
+        self,
+        deployed: Deployed,
+        inputs: Mapping[str, Array],
+        ids: Sequence[int],
+        owner: str,
+        until: float,
+        priority: int,
     ) -> Float32:
         """What the deployment's encoder makes of an input, float32 [tokens, width]."""
         planned = deployed.planned
@@ -139,11 +147,16 @@ class DecoderSessions:
         answered = False
         try:
             left = max(until - time.monotonic(), 0.0)
-            answer = await self._deployments.infer(deployed, feeds.arrays, left, owner)
+            answer = await self._deployments.infer(deployed, feeds.arrays, left, owner, priority=priority)
             answered = True
         finally:
             self._deployments.ended(deployed, answered)
         return states_of(answer.results, feeds.tokens)
+
+    def lacking(self, session: OpenSession) -> str:
+        """Why its logits are not the whole model's, to rounding in its own types; empty: they are."""
+        planned = session.deployed.planned
+        return (planned.lacking if planned is not None else "") or session.serving.lacking
 
     async def extend(self, session: OpenSession, ids: npt.ArrayLike, seconds: float) -> Float32:
         """Logits after each of the new tokens, float32 [tokens, vocabulary], in `seconds` at most.

@@ -170,19 +170,18 @@ class _RunningGeneration(Generic[S]):
         self._most = min(request.max_tokens, longest - len(prompt) + 1)
         self._written = WrittenText(None if text is None else text.coder, request.stop, prompt)
         self._count = self._trips = 0
+        self._lacking = ""
         self.rule: SpeculationRule | None = None
         self.encoded: tuple[int, ...] = ()
         """Tokens of the encoder's text, where it has one."""
 
     async def events(self, owner: str) -> AsyncGenerator[GenerationEvent]:
-        inputs = self._request.inputs or None
-        if inputs is None and not self.encoded:
-            session = await self._sessions.open(self._request.model, owner, self._left())
-        else:
-            session = await self._sessions.open(
-                self._request.model, owner, self._left(), inputs, self.encoded
-            )
+        request = self._request
+        session = await self._sessions.open(
+            request.model, owner, self._left(), request.inputs or None, self.encoded, request.priority
+        )
         try:
+            self._lacking = self._sessions.lacking(session)
             async with aclosing(self._come(session)) as events:
                 async for event in events:
                     yield event
@@ -269,6 +268,7 @@ class _RunningGeneration(Generic[S]):
             course.guessed,
             course.accepted,
             {"prompt": prompted, "tokens": seconds - prompted, "all": seconds},
+            self._lacking,
         )
 
     def _left(self) -> float:

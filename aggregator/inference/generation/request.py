@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from aggregator.inference.batching.batch_queue import PRIORITIES, PRIORITY
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.generation.sampling import Sampling
 from edge_attention.core.generation.stops import StopWords
@@ -46,6 +47,7 @@ class GenerationRequest:
             are the same.
         special: whether the tokenizer puts special tokens around the prompt; one that a chat template has
             written has them already.
+        priority: among those of the model that wait for a trip; 1 goes first, PRIORITIES last, 0 is PRIORITY.
 
     The others are `core/generation/sampling.py`'s.
     """
@@ -63,6 +65,7 @@ class GenerationRequest:
     speculate: bool = True
     special: bool = True
     inputs: Mapping[str, Array] = field(default_factory=dict)
+    priority: int = 0
 
     def sampling(self, seed: int) -> Sampling:
         """How tokens are chosen, with `seed` where the request names none."""
@@ -93,6 +96,10 @@ class GenerationRequest:
             raise InvalidArgument(
                 f"bound prompt-{what}: the prompt has {len(self.prompt):,} {what}, and has {most:,} at most"
             )
+        if not 0 <= self.priority <= PRIORITIES:
+            raise InvalidArgument(
+                f"priority is {self.priority}; 1 goes first, {PRIORITIES} last, 0 is {PRIORITY}"
+            )
         self.sampling(0).check()
         StopWords(self.stop)
 
@@ -105,6 +112,7 @@ class GenerationUsage:
         trips: through the model, the prompt's included.
         guessed, accepted: tokens that were verified as guesses, and those of them that were right.
         seconds: by stage: prompt, tokens (all others), all.
+        lacking: why the logits were not the whole model's, to rounding in its own types; empty: they were.
     """
 
     prompt_tokens: int
@@ -114,6 +122,7 @@ class GenerationUsage:
     guessed: int = 0
     accepted: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
+    lacking: str = ""
 
 
 @dataclass(frozen=True)

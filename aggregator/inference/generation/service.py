@@ -67,6 +67,7 @@ def _asked(request: GenerateRequest) -> GenerationRequest:
         1.0 if request.repetition_penalty is None else request.repetition_penalty,
         not request.no_speculation,
         inputs=whole_arrays(request.inputs),
+        priority=request.priority,
     )
 
 
@@ -93,4 +94,6 @@ def _report(event: GenerationEvent) -> GenerateReport | None:
         usage.guessed,
         usage.accepted,
         usage.seconds,
+        not usage.lacking,
+        usage.lacking,
     )

@@ -42,11 +42,16 @@ class TokenSessions(Protocol[S]):
         seconds: float,
         inputs: Mapping[str, Array] | None = None,
         ids: Sequence[int] = (),
+        priority: int = 0,
     ) -> S:
         """A session without tokens; `inputs` of an encoder, or its `ids`, where there is one.
+        `priority`: see `GenerationRequest`.
 
         Raises NotFound, FailedPrecondition, InvalidTensor, ResourceExhausted.
         """
+
+    def lacking(self, session: S) -> str:
+        """Why its logits are not the whole model's, to rounding in its own types; empty: they are."""
 
     async def extend(self, session: S, ids: Int64, seconds: float) -> Float32:
         """Give the model the tokens `ids` [n]: its logits after each of them, float32 [n, vocabulary].

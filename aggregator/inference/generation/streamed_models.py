@@ -6,9 +6,10 @@ Beside the decoder NAME itself, with its own inputs and outputs, a decoupled mod
               beside an encoder these are the encoder's; where that takes arrays, they are its own inputs
     outputs   text_output BYTES [1], output_ids INT64 [-1]: what has come since the answer before
     parameters of the request: max_tokens (128), temperature, top_k, top_p, min_p, repetition_penalty, seed,
-              stop (one text), speculate, as of Generate; decoder_input_ids, "1,2", that a decoder beside an
-              encoder of arrays begins with
-    parameters of the last answer: finish_reason, prompt_tokens, completion_tokens, seed
+              stop (one text), speculate, priority, as of Generate; decoder_input_ids, "1,2", that a decoder
+              beside an encoder of arrays begins with
+    parameters of the last answer: finish_reason, prompt_tokens, completion_tokens, seed; where the logits are
+              not the whole model's `exact`, false, and `lacking`, why
 """
 
 from __future__ import annotations
@@ -175,6 +176,7 @@ def _generation(decoder: str, request: CheckedRequest, arrays: bool) -> Generati
         elif name not in _OWN:
             known = ", ".join((*_WHOLE, *_NUMBERS, "stop", "speculate"))
             raise InvalidArgument(f"parameter '{name[:80]}' is none of {known}, or of another type than its")
+    settings["priority"] = request.priority
     if arrays:
         return GenerationRequest(decoder, begins, **settings, inputs=request.feeds)
     return GenerationRequest(decoder, _prompt(request.feeds), **settings)
@@ -210,9 +212,12 @@ def _results(event: GenerationEvent) -> dict[str, Array]:
 def _said(event: GenerationEvent) -> dict[str, Parameter]:
     if event.usage is None:
         return {}
-    return {
+    said: dict[str, Parameter] = {
         "finish_reason": event.finish,
         "prompt_tokens": event.usage.prompt_tokens,
         "completion_tokens": event.usage.completion_tokens,
         "seed": event.usage.seed,
     }
+    if event.usage.lacking:
+        said |= {"exact": False, "lacking": event.usage.lacking}
+    return said

@@ -289,6 +289,7 @@ class GenerateRequest:
     deadline_seconds: float | None = None
     no_speculation: bool = False
     inputs: tuple[TensorPiece, ...] = ()
+    priority: int = 0
 
 
 @dataclass(frozen=True)
@@ -301,6 +302,7 @@ class GenerateReport:
         trips: through the model, the prompt's included.
         guessed, accepted: tokens that were verified several a trip, and those of them that were right.
         seconds: by stage: prompt, tokens, all.
+        exact: its tokens are of the whole model's logits, to rounding in its types; `lacking` says why not.
     """
 
     finish: str
@@ -311,6 +313,8 @@ class GenerateReport:
     guessed: int
     accepted: int
     seconds: Mapping[str, float] = field(default_factory=dict)
+    exact: bool = True
+    lacking: str = ""
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ from edge_attention.graphs.axes.emit import Emitted
 from edge_attention.graphs.axes.flows import tables_of
 from edge_attention.graphs.axes.folder import write_cut
 from edge_attention.graphs.axes.infer import form_of
+from edge_attention.graphs.axes.jumps import jumps
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel
 from edge_attention.graphs.axes.narrow import layer_bytes, narrow_places
@@ -199,6 +200,8 @@ def cut_decoder(stepped: SteppedModel, plan: CutPlan, rows: int) -> tuple[Decode
         caches = _caches_of_parts(axes, plan)
     _require_all(made, caches)
     shares = plan.stages[0].shares or (1.0,) * len(plan.stages[0].parts) if by_tokens else ()
+    if sum(share > 0 for share in shares) > 1:  # partials are added in another order than one box does
+        made = _labelled(made, jumps(axes))
     vocabulary = axes.bound.shape(stepped.logits)[-1]
     return made, DecoderForm(
         stepped.ids, stepped.positions, stepped.logits, vocabulary, stepped.length, ROWS_OF_TRIPS,
@@ -480,6 +483,11 @@ def _tokens_schedule(
     )
     whole.check()
     return DecoderCut(replace(made.emitted, schedule=whole), by_graph)
+
+
+def _labelled(made: DecoderCut, lacking: str) -> DecoderCut:
+    schedule = replace(made.emitted.schedule, lacking=lacking)
+    return replace(made, emitted=replace(made.emitted, schedule=schedule))
 
 
 def _digest_of(pieces: SegmentPieces) -> str:

@@ -927,6 +927,7 @@ class GenerateRequest(_message.Message):
     DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
     NO_SPECULATION_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     text: _builtins.str
@@ -949,6 +950,8 @@ class GenerateRequest(_message.Message):
     """Seconds for all of it. Absent: the server's default."""
     no_speculation: _builtins.bool
     """One token a trip, even where the text suggests several. The tokens are the same."""
+    priority: _builtins.int
+    """Among generations of the model that wait for a trip: 1 goes first, 16 last; 0 is 8."""
     checksum: _builtins.int
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
@@ -979,11 +982,12 @@ class GenerateRequest(_message.Message):
         deadline_seconds: _builtins.float | None = ...,
         no_speculation: _builtins.bool = ...,
         inputs: _abc.Iterable[Global___TensorPiece] | None = ...,
+        priority: _builtins.int = ...,
         checksum: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_deadline_seconds", b"_deadline_seconds", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_top_p", b"_top_p", "checksum", b"checksum", "deadline_seconds", b"deadline_seconds", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_deadline_seconds", b"_deadline_seconds", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_top_p", b"_top_p", "checksum", b"checksum", "deadline_seconds", b"deadline_seconds", "ids", b"ids", "inputs", b"inputs", "max_tokens", b"max_tokens", "min_p", b"min_p", "model", b"model", "no_speculation", b"no_speculation", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "text", b"text", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_deadline_seconds", b"_deadline_seconds", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_top_p", b"_top_p", "checksum", b"checksum", "deadline_seconds", b"deadline_seconds", "ids", b"ids", "inputs", b"inputs", "max_tokens", b"max_tokens", "min_p", b"min_p", "model", b"model", "no_speculation", b"no_speculation", "priority", b"priority", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "text", b"text", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
     _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
@@ -1077,6 +1081,8 @@ class GenerateReport(_message.Message):
     GUESSED_FIELD_NUMBER: _builtins.int
     ACCEPTED_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    LACKING_FIELD_NUMBER: _builtins.int
     finish: _builtins.str
     """"stop": by a token or word that ends the text. "length": by max_tokens, or the longest a session may be."""
     prompt_tokens: _builtins.int
@@ -1087,6 +1093,10 @@ class GenerateReport(_message.Message):
     guessed: _builtins.int
     """Tokens that were verified several a trip, and those of them that were right."""
     accepted: _builtins.int
+    exact: _builtins.bool
+    """Its tokens are of the whole model's logits, to rounding in its own types; as InferReport has it."""
+    lacking: _builtins.str
+    """Why they are not, for a person."""
     @_builtins.property
     def seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """By stage: prompt, tokens, all."""
@@ -1102,10 +1112,12 @@ class GenerateReport(_message.Message):
         guessed: _builtins.int = ...,
         accepted: _builtins.int = ...,
         seconds: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        exact: _builtins.bool = ...,
+        lacking: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "completion_tokens", b"completion_tokens", "finish", b"finish", "guessed", b"guessed", "prompt_tokens", b"prompt_tokens", "seconds", b"seconds", "seed", b"seed", "trips", b"trips"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "completion_tokens", b"completion_tokens", "exact", b"exact", "finish", b"finish", "guessed", b"guessed", "lacking", b"lacking", "prompt_tokens", b"prompt_tokens", "seconds", b"seconds", "seed", b"seed", "trips", b"trips"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -26,7 +27,7 @@ def chat(**more):
 def test_what_is_not_said_is_as_openai_has_it():
     asked = complete().generation
     assert (asked.max_tokens, asked.temperature, asked.top_p) == (16, 1.0, 1.0)
-    assert (asked.seed, asked.stop) == (None, ())
+    assert (asked.seed, asked.stop, asked.priority) == (None, (), 0)
     assert not complete().stream
     assert chat().messages == (ChatMessage("user", "hello"),)
     assert chat(max_tokens=3, max_completion_tokens=5).generation.max_tokens == 5
@@ -36,11 +37,11 @@ def test_what_is_not_said_is_as_openai_has_it():
 def test_what_is_said_is_taken():
     asked = complete(
         max_tokens=7, temperature=0, top_p=0.5, top_k=4, min_p=0.1, seed=-1, stop="x", stream=True,
-        stream_options={"include_usage": True},
+        stream_options={"include_usage": True}, priority=2,
     )  # fmt: skip
     one = asked.generation
     assert (one.max_tokens, one.temperature, one.top_p, one.top_k, one.min_p) == (7, 0.0, 0.5, 4, 0.1)
-    assert (one.seed, one.stop) == (-1, ("x",))
+    assert (one.seed, one.stop, one.priority) == (-1, ("x",), 2)
     assert (asked.stream, asked.usage) == (True, True)
     assert complete(prompt=[1, 2]).generation.prompt == (1, 2)
     assert complete(prompt=["a"]).generation.prompt == "a"
@@ -58,6 +59,9 @@ def test_what_is_said_is_taken():
         ({"prompt": [1.5]}, "prompt"),
         ({"prompt": [True]}, "prompt"),
         ({"n": 2}, "n"),
+        ({"priority": 17}, "priority"),
+        ({"priority": -1}, "priority"),
+        ({"priority": "first"}, "priority"),
         ({"n": True}, "n"),
         ({"echo": True}, "echo"),
         ({"logprobs": 1}, "logprobs"),
@@ -144,7 +148,10 @@ def test_whole_answers():
     told = AnswerForm("id", "m", 7, True).whole("text", "length", USAGE)
     assert told["choices"][0]["message"] == {"role": "assistant", "content": "text", "refusal": None}
     assert told["choices"][0]["finish_reason"] == "length"
-    assert told["usage"]["total_tokens"] == 5
+    assert told["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    inexact = replace(USAGE, lacking="rounded")
+    told = AnswerForm("id", "m", 7, True).whole("text", "length", inexact)
+    assert (told["usage"]["exact"], told["usage"]["lacking"]) == (False, "rounded")
     told = AnswerForm("id", "m", 7, False).whole("text", "stop", USAGE)
     assert (told["object"], told["choices"][0]["text"]) == ("text_completion", "text")
 

@@ -75,6 +75,15 @@ def test_rows_of_several_sessions_are_what_each_is_alone(name, word, monkeypatch
         assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("word", ["replicate", "heads", "tokens", "tokens of one"])
+def test_what_a_file_rounds_is_said_where_parts_add_otherwise_than_one_box(word):
+    alone = CutPlan((Stage(range(LAYERS), (0, 1), Cut.TOKENS, shares=(0, 1)),))
+    stepped = as_steps(open_model(EXPORTS / "llama_genai_int4.onnx"))
+    schedule = cut_decoder(stepped, PLANS.get(word, alone), 1)[0].emitted.schedule
+    assert ("round activations to int8" in schedule.lacking) == (word in ("heads", "tokens"))
+    assert bool(schedule.lacking) == (word in ("heads", "tokens"))
+
+
 @pytest.mark.parametrize("name", ["gpt2_cached", "llama_cached", "llama_genai", "qwen3_cached"])
 def test_parts_that_share_heads_meet_once_a_layer_where_the_rest_is_small(name, monkeypatch):
     stepped = as_steps(open_model(EXPORTS / f"{name}.onnx"))

@@ -105,6 +105,27 @@ def test_a_call_flies_and_is_answered_by_its_new_tokens():
     m.check()
 
 
+@pytest.mark.parametrize("most", [1, 2, 16])
+def test_those_of_the_first_priority_go_first_whatever_they_bring(monkeypatch, most):
+    monkeypatch.setattr(scheduling, "FLIGHT_SESSIONS", most)
+    m, _ = machine()
+    under_way = m.open("me", 0.0)
+    (flight,) = flights(m.extend(under_way.number, [1], 0.0, 9.0))
+    asked = [(9, [1]), (1, [2] * 12), (0, [3]), (1, [4])]  # 0: the usual one, 8
+    sessions = [m.open("me", 0.0, priority=priority) for priority, _ in asked]
+    for session, (_, ids) in zip(sessions, asked, strict=True):
+        assert not flights(m.extend(session.number, ids, 1.0, 9.0)), "one is under way, and there is one lane"
+    flew = []
+    while flight is not None:
+        actions = m.landed(flight.number, logits(flight), 2.0)
+        flight = next(iter(flights(actions)), None)
+        flew += [sorted(chunk.session for chunk in flight.chunks)] if flight is not None else []
+    order = [sessions[at].number for at in (3, 1, 2, 0)]  # of one priority those with few rows
+    wanted = [sorted(order[at : at + most]) for at in range(0, 4, most)]
+    assert flew == wanted
+    m.check()
+
+
 def test_what_others_store_is_not_counted_anew_for_each_token(monkeypatch):
     """Of 200 sessions a token took 7 ms of the event loop: each looked at all the others."""
     m, _ = machine()

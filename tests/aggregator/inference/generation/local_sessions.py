@@ -28,17 +28,19 @@ class LocalSession:
 
     decoder: LocalDecoder
     open: bool = True
+    priority: int = 0
     sizes: list = field(default_factory=list)
 
 
 class LocalSessions:
-    """`slow`: seconds that each extend takes besides."""
+    """`slow`: seconds that each extend takes besides; `inexact`: why logits are not the whole model's."""
 
     def __init__(self, models, length=2000, slow=0.0):
         self._models = models
         self._length = length
         self._vocabulary = {name: LocalDecoder(model).vocabulary for name, model in models.items()}
         self.slow = slow
+        self.inexact = ""
         self.opened = []
 
     def models(self):
@@ -49,10 +51,13 @@ class LocalSessions:
             raise NotFound(f"no model {model!r} is deployed")
         return SimpleNamespace(vocabulary=self._vocabulary[model], length=self._length, states="")
 
-    async def open(self, model, owner, seconds):
-        session = LocalSession(LocalDecoder(self._models[model]))
+    async def open(self, model, owner, seconds, inputs=None, ids=(), priority=0):
+        session = LocalSession(LocalDecoder(self._models[model]), priority=priority)
         self.opened.append(session)
         return session
+
+    def lacking(self, session):
+        return self.inexact
 
     async def extend(self, session, ids, seconds):
         assert session.open

@@ -108,6 +108,18 @@ def test_it_gives_what_one_machine_gives_with_guesses_and_without(decoder, folde
             assert usage.guessed == 0
 
 
+def test_the_session_has_the_priority_and_the_usage_says_what_the_logits_lack(decoder, folder):
+    for inexact, priority in (("", 0), ("activations are rounded", 3)):
+        generator, sessions = generator_of(decoder, folder)
+        sessions.inexact = inexact
+        events = asyncio.run(everything(generator, GenerationRequest("small", PROMPT, 4, priority=priority)))
+        assert [session.priority for session in sessions.opened] == [priority]
+        assert events[-1].usage.lacking == inexact
+    for priority in (-1, 17):
+        with pytest.raises(InvalidArgument, match=r"priority is -?\d+; 1 goes first, 16 last, 0 is 8"):
+            asyncio.run(everything(generator, GenerationRequest("small", PROMPT, 4, priority=priority)))
+
+
 def test_the_seed_that_was_chosen_gives_the_same_again(decoder, folder):
     generator, _ = generator_of(decoder, folder)
     first = asyncio.run(everything(generator, GenerationRequest("small", PROMPT, 40, temperature=2.0)))
@@ -329,7 +341,7 @@ def test_a_prompt_or_inputs_go_to_the_encoder_and_the_decoder_begins_as_it_must(
     opened, form, sessions_open = [], sessions.form, sessions.open
     sessions.form = lambda model: SimpleNamespace(**{**vars(form(model)), "states": "encoder_hidden_states"})
 
-    async def opens(model, owner, seconds, inputs=None, ids=()):
+    async def opens(model, owner, seconds, inputs=None, ids=(), priority=0):
         opened.append((inputs, tuple(ids)))
         return await sessions_open(model, owner, seconds)
 

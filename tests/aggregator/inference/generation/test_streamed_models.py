@@ -68,6 +68,17 @@ async def gone(sessions):
     await until(lambda: sessions.opened and not any(session.open for session in sessions.opened))
 
 
+def test_the_priority_is_the_sessions_and_the_last_answer_is_labelled(tmp_path):
+    made, _, sessions, _ = parts(tmp_path, text=True)
+    told = asyncio.run(answers(made, text_of(PROMPT), max_tokens=3, priority=2))[-1].parameters
+    assert "exact" not in told
+    assert "lacking" not in told
+    sessions.inexact = "activations are rounded"
+    told = asyncio.run(answers(made, text_of(PROMPT), max_tokens=3))[-1].parameters
+    assert (told["exact"], told["lacking"]) == (False, "activations are rounded")
+    assert [session.priority for session in sessions.opened] == [2, 0]
+
+
 def test_a_stream_that_nobody_reads_ends_and_gives_back_what_it_held(tmp_path, monkeypatch):
     monkeypatch.setattr(streaming, "UNREAD_SECONDS", 0.05)
     monkeypatch.setattr(streaming, "AT_ONCE", 2)
@@ -170,7 +181,7 @@ def test_where_an_encoder_takes_arrays_these_are_the_inputs(tmp_path):
     form, sessions_open, opened = sessions.form, sessions.open, []
     sessions.form = lambda model: SimpleNamespace(**{**vars(form(model)), "states": "states"})
 
-    async def opens(model, owner, seconds, inputs=None, ids=()):
+    async def opens(model, owner, seconds, inputs=None, ids=(), priority=0):
         opened.append(inputs)
         return await sessions_open(model, owner, seconds)
 
