@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -58,6 +59,8 @@ INSTRUCTION_BYTES = 2048
 """What an instruction takes here, about, beside what is sent of it."""
 DECODE_ROWS = 16
 """Rows up to which attention takes all tiles at once; of more, one tile after the other."""
+ROW_GROUP = 8
+"""Query heads a key head up to which one row is multiplied head by head (`graphs/attention/tiled.py`)."""
 
 _NOTHING = np.zeros((1, 1, 1, 1), np.float32)
 _NOTHING_LSE = np.full((1, 1, 1, 1), -np.inf, np.float32)
@@ -131,16 +134,28 @@ class FlightCall:
         self, flight: Flight, form: DecoderForm, part: int, known: dict[tuple[int, int], dict[str, Array]]
     ) -> dict[str, Array]:
         found: dict[str, Array] = {}
-        for window in self.windows:
+        for window, slots in self._places_by_window:
             places = known.get((part, window))
             if places is None:
                 places = known[part, window] = part_places(flight, form, part, window)
-            found |= {
-                slot: places[name.removesuffix(f"/{window}")]
-                for slot, name in self.places.items()
-                if "/" not in name or name.endswith(f"/{window}")
-            }
+            for slot, name in slots:
+                found[slot] = places[name]
         return found
+
+    @cached_property
+    def _places_by_window(self) -> list[tuple[int, list[tuple[str, str]]]]:
+        """By window the slots, and what each brings of `part_places`: found once, not at each trip."""
+        return [
+            (
+                window,
+                [
+                    (slot, name.removesuffix(f"/{window}"))
+                    for slot, name in self.places.items()
+                    if "/" not in name or name.endswith(f"/{window}")
+                ],
+            )
+            for window in self.windows
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -316,6 +331,9 @@ class _ProgramWriter:
         self._attention += 1
         self._windows[piece.window] = None
         rows = self._cut.rows
+        sees_all = not (piece.window or piece.bias or piece.lse)
+        if rows == 1 and sees_all and 1 <= piece.group <= ROW_GROUP:
+            return self._attend_row(piece, f"{self._slots[0]}p{part}/a{number}/", kept)
         lo, hi = (
             self._place(name if piece.memory else f"{name}/{piece.window}", (rows,))
             for name in (("mlo", "mhi") if piece.memory else ("lo", "hi"))
@@ -364,6 +382,22 @@ class _ProgramWriter:
         self._names[piece.out] = before[0]
         if piece.lse:
             self._names[piece.lse] = before[1]
+
+    def _attend_row(self, piece: AttentionPiece, scope: str, kept: Mapping[str, str]) -> None:
+        """One row sees all that is stored before it: fewer operators do."""
+        if not piece.memory:
+            self._append(piece, scope, self._place("at.0", (3,)))
+        hi = self._place("mhi" if piece.memory else f"hi/{piece.window}", (1,))
+        out = kept.get(piece.out) or f"task/o{len(self._names)}"
+        inputs: dict[str, Value] = {
+            "q": self._names[piece.queries],
+            "keys": Stored(f"{scope}k"),
+            "values": Stored(f"{scope}v"),
+            "scale": np.array(piece.scale, np.float32),
+            "hi": Stored(hi),
+        }
+        self._instructions.append(Run(library.digest("cached_row"), inputs, {"out": out}))
+        self._names[piece.out] = Stored(out)
 
     def _remember(self, piece: AttentionPiece) -> None:
         """Store rows of the memory; nobody asks for anything."""

@@ -148,7 +148,7 @@ class DecoderServing:
 
     @property
     def lacking(self) -> str:
-        """Why logits are not the whole model's, to rounding in its types; "": they are. `ready` has returned."""
+        """Why logits are not the whole model's, to rounding in its types; "": they are. `ready` first."""
         return next((cut.course.schedule.lacking for cut in self._cuts.values()), "")
 
     def open(self, owner: str, memory: Float32 | None = None, priority: int = 0) -> DecoderSession:

@@ -59,6 +59,7 @@ class AttentionPiece:
         memory: over the session's memory, all of which each row sees.
         bias: what is added to scores by distance, f32 [key heads, group, distances], the last for all beyond;
             empty: nothing.
+        group: query heads a key head; 0: nobody has written it down, as earlier releases.
     """
 
     queries: str
@@ -70,6 +71,7 @@ class AttentionPiece:
     window: int = 0
     memory: bool = False
     bias: str = ""
+    group: int = 0
 
 
 SegmentPiece = GraphPiece | AttentionPiece
@@ -207,8 +209,11 @@ def _to_piece(data: Any) -> SegmentPiece:
             {str(k): str(v) for k, v in outputs.items()},
             bool(memory),
         )
-    queries, keys, values, out, lse, scale, window, memory, bias = (*data, False, "")[:9]
+    known = list(data)
+    queries, keys, values, out, lse, scale, window, memory, bias, group = (
+        known + [False, "", 0][len(known) - 7 :]
+    )
     return AttentionPiece(
         str(queries), str(keys), str(values), str(out), str(lse), float(scale), int(window), bool(memory),
-        str(bias),
+        str(bias), int(group),
     )  # fmt: skip

@@ -9,6 +9,7 @@ segment_summary              key norms and value ranges, for bounds
 attention_batch_forward, attention_batch_backward    one shard of a batch of samples, in training
 stored_tiles                 some of what is stored, for exports and copies
 cached_decode, cached_prefill    new rows over one of several stored sequences
+cached_row       one row over one sequence
 cached_biased    the same with biases by distance
 """
 
@@ -39,6 +40,7 @@ _BUILDERS: tuple[Callable[[], onnx.ModelProto], ...] = (
     attention_cached.cached_biased,
     attention_cached.cached_decode,
     attention_cached.cached_prefill,
+    attention_cached.cached_row,
     attention_tiled.segment_summary,
     attention_tiled.stored_tiles,
 )

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from edge_attention.graphs.attention.tiled import (
+    HIDDEN,
     Queries,
     merge_tiles,
     scan,
@@ -20,7 +21,7 @@ from edge_attention.graphs.attention.tiled import (
 )
 from edge_attention.graphs.onnx_builder import FLOAT, INT64, Builder
 
-__all__ = ["cached_biased", "cached_decode", "cached_prefill"]
+__all__ = ["cached_biased", "cached_decode", "cached_prefill", "cached_row"]
 
 
 def _own_rows(g: Builder) -> tuple[Queries, str]:
@@ -82,6 +83,34 @@ def cached_decode() -> onnx.ModelProto:
     part = tile_outs(g, p, values)
     out = g("ReduceSum", g("Mul", part, weight), g.ints(0), keepdims=0)
     _finish(g, x, first, out, lse, g.dim(values, 3))
+    return g.model()
+
+
+def cached_row() -> onnx.ModelProto:
+    """Attention of one row over all of one sequence before a token: most trips are of one.
+
+    q f32 [1, Hk, G, dk], keys f32 [tiles, Hk, T, dk], values f32 [tiles, Hk, T, dv], scale f32 [], hi i64 [1]
+    (1 or more: the row sees tokens before it) -> out f32 [1, Hk, G, dv]. The same bits as `cached_decode`,
+    for up to 8 query heads a key head, with a third of its operators: of few tokens they are all it takes.
+    """
+    g = Builder("cached_row")
+    q = g.input("q", FLOAT, ["one", "Hk", "G", "dk"])
+    keys = g.input("keys", FLOAT, ["tiles", "Hk", "T", "dk"])
+    values = g.input("values", FLOAT, ["tiles", "Hk", "T", "dv"])
+    scale = g.input("scale", FLOAT, [])
+    hi = g.input("hi", INT64, ["one"])
+    tiles, tile = g.dim(keys, 0), g.dim(keys, 2)
+    by_key = g("Transpose", g("Unsqueeze", keys, g.ints(2)), perm=[0, 1, 2, 4, 3])
+    row = g("Squeeze", g("Unsqueeze", g("Mul", q, scale), g.ints(3)), g.ints(0))  # [Hk, G, 1, dk]
+    scores = g("MatMul", row, by_key)  # [tiles, Hk, G, 1, T]
+    count = g("Squeeze", g("Mul", tiles, tile))
+    token = g.reshape(g("Range", g.const(np.int64(0)), count, g.const(np.int64(1))), tiles, 1, 1, 1, tile)
+    p, tile_lse = softmax(g, g("Where", g("Less", token, hi), scores, g.const(HIDDEN)))
+    weight = g("Exp", g("Sub", tile_lse, g("ReduceMax", tile_lse, g.ints(0), keepdims=1)))
+    share = g("Div", weight, g("ReduceSum", weight, g.ints(0), keepdims=1))
+    part = g("MatMul", p, g("Unsqueeze", values, g.ints(2)))
+    out = g("ReduceSum", g("Mul", part, share), g.ints(0), keepdims=1)
+    g.output("out", g("Squeeze", out, g.ints(3)), FLOAT, ["one", "Hk", "G", "dv"])
     return g.model()
 
 

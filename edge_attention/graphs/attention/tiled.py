@@ -17,6 +17,7 @@ import onnx
 from edge_attention.graphs.onnx_builder import FLOAT, INT64, Builder
 
 __all__ = [
+    "HIDDEN",
     "Queries",
     "attention_backward",
     "attention_decode",

@@ -81,10 +81,18 @@ def split(
             pieces.append(
                 AttentionPiece(
                     queries, keys, values, node.output[0], lse, scale, window, bool(at["memory"]),
-                    "".join(bias),
+                    "".join(bias), _group(known, queries),
                 )
             )  # fmt: skip
     return SplitSegment(tuple(pieces), graphs)
+
+
+def _group(known: Mapping[str, TypeProto], queries: str) -> int:
+    """Query heads a key head, of queries [rows, key heads, group, width]; 0: it is not known."""
+    if queries not in known:
+        return 0
+    dims = known[queries].tensor_type.shape.dim
+    return int(dims[2].dim_value) if len(dims) == 4 else 0
 
 
 def _at(node: NodeProto) -> dict[str, Any]:

@@ -14,6 +14,7 @@ SESSIONS = {
     name: ort.InferenceSession(library.load(name), providers=["CPUExecutionProvider"])
     for name in ("cached_biased", "cached_decode", "cached_prefill")
 }
+ROW = ort.InferenceSession(library.load("cached_row"), providers=["CPUExecutionProvider"])
 
 
 def attended(q, keys, values, lo, hi, scale, biases=0.0):
@@ -30,6 +31,28 @@ def attended(q, keys, values, lo, hi, scale, biases=0.0):
     scores += biases if np.isscalar(biases) else biases[..., lo:hi]
     lse = np.log(np.exp(scores).sum(-1, keepdims=True))
     return np.einsum("gst,gte->gse", np.exp(scores - lse), v), lse
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_one_row_alone_has_the_bits_of_one_among_many(data):
+    draw = data.draw
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 30)))
+    tiles, groups, shared = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 8))
+    tile, width, value_width = (draw(st.integers(1, 70)) for _ in range(3))
+    keys = rng.normal(size=(tiles, groups, tile, width)).astype(np.float32)
+    values = rng.normal(size=(tiles, groups, tile, value_width)).astype(np.float32)
+    hi = draw(st.integers(1, tiles * tile))
+    q = rng.normal(size=(1, groups, shared, width)).astype(np.float32)
+    own = {"q": q, "keys": keys, "values": values, "scale": np.array(0.3, np.float32), "hi": np.array([hi])}
+    (out,) = ROW.run(["out"], own)
+    first = {"before": np.zeros((1, 1, 1, 1), np.float32)}
+    first |= {"before_lse": np.full((1, 1, 1, 1), -np.inf, np.float32)}
+    first |= {"rows": np.array([0, 1]), "lo": np.array([0])}
+    among, _ = SESSIONS["cached_decode"].run(["out", "lse"], own | first)
+    np.testing.assert_array_equal(out, among)
+    wanted, _ = attended(q[0], keys, values, 0, hi, 0.3)
+    np.testing.assert_allclose(out[0], wanted, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", SESSIONS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,12 +25,15 @@ from edge_attention.core.errors import (
     NotFound,
     ResourceExhausted,
 )
+from edge_attention.core.messages.program import Run
 from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
+from edge_attention.graphs.attention import library
 from edge_attention.graphs.axes.model_reading import open_model
 from edge_attention.graphs.decoding.cutting import write_decoder
 
 EXPORTS = Path(__file__).parents[3] / "graphs/axes/exports"
 LAYERS = 1 << 20
+KERNELS = ("cached_decode", "cached_prefill", "cached_row")
 PLANS = {
     "replicate": CutPlan((Stage(range(LAYERS), (0,)),)),
     "heads": CutPlan((Stage(range(LAYERS), (0, 1, 2), Cut.HEADS, shares=(3, 0, 2)),)),
@@ -100,6 +104,19 @@ def few_rows(monkeypatch):
     monkeypatch.setattr(scheduling, "CHUNK_ROWS", 8)
     for module in (scheduling, session_bytes):
         monkeypatch.setattr(module, "BLOCK", 4)
+
+
+@pytest.mark.parametrize("word", PLANS)
+def test_one_row_is_attended_by_the_shorter_graph_but_for_its_lse(tmp_path, word):
+    @scenario(tmp_path, name="llama_cached", word=word)
+    async def _(fleet):
+        await fleet.generates_as_the_file(0, 5, 3)
+        graphs = defaultdict(set)
+        for (rows, *_), call in fleet.serving._programs._made.items():
+            runs = [one for one in call.instructions if isinstance(one, Run)]
+            graphs[rows] |= {of for of in KERNELS for one in runs if one.graph == library.digest(of)}
+        shorter = "cached_decode" if word == "tokens" else "cached_row"
+        assert (graphs[1], graphs[8]) == ({shorter}, {"cached_decode"})
 
 
 @pytest.mark.parametrize("word", PLANS)
