@@ -23,7 +23,7 @@ from edge_attention.core.placement.cuts.boxes import BoxLinks, ComputeBox
 from edge_attention.core.placement.cuts.costs import LayerWork
 from edge_attention.core.placement.cuts.measured_lines import HALF_LIFE
 from edge_attention.core.placement.cuts.measures import FleetMeasures
-from edge_attention.core.placement.cuts.trips import shared_seconds
+from edge_attention.core.placement.cuts.trips import unshared_seconds
 
 if TYPE_CHECKING:  # the process apart, which writes WORK_FILE, needs no engine
     from aggregator.inference.measuring import NodeTimes
@@ -184,14 +184,19 @@ class NodeMeasures:
             return  # a box did several: which of them waited is not known
         alone = [self._measures.segment_seconds(one.node, expected) for one, expected in beside]
         longest = max(alone)
-        if min(alone) >= ALIKE * longest >= ALIKE * LONG_ENOUGH:
+        # Which of them were at work at a time: they are asked one after another, and short ones have ended
+        # before the last begins.
+        spans = [(one.seconds - one.run, one.seconds) for one, _ in beside]
+        all_at_once = min(end for _, end in spans) - max(begin for begin, _ in spans)
+        met = all_at_once >= ALIKE * max(one.run for one, _ in beside)
+        if met and min(alone) >= ALIKE * longest >= ALIKE * LONG_ENOUGH:
             at_once = boxes_at_once(alone, max(one.run for one, _ in beside))
             for one, _ in beside:
                 shared.setdefault(one.node, []).append((len(beside), len(beside) / at_once))
-        ended = shared_seconds(alone, self._measures.at_once(beside[0][0].node) or inf)
-        for (one, expected), own, took in zip(beside, alone, ended, strict=True):
+        unshared = unshared_seconds(spans, self._measures.at_once(beside[0][0].node) or inf)
+        for (one, expected), own, took in zip(beside, alone, unshared, strict=True):
             if own >= ALIKE * longest > 0:  # of less, others take its time while it computes
-                computed.setdefault(one.node, []).append((expected, one.run * own / took))
+                computed.setdefault(one.node, []).append((expected, took))
 
     def _called(
         self, asked: Sequence[SegmentRun], called: dict[str, list[tuple[float, float, float]]]

@@ -281,9 +281,27 @@ class SegmentGraph:
             if result is not None:
                 self.names[result] = name
         self._keep_table(operation, copy)
+        if self._is_residual(operation, copy):
+            copy.op_type = "Sum"
         self.nodes.append(copy)
         if operation.scaled is Scaled.SHARE:
             self._shared(operation)
+
+    def _is_residual(self, operation: Operation, node: NodeProto) -> bool:
+        """Whether it adds two float32 that were computed, of one shape: a Sum does the same, to the bit.
+
+        ONNX Runtime fuses an addition with the norm behind it where it knows shapes, and then rounds
+        otherwise than for the whole file, whose lengths are open; on CPUs that takes many times as long, too.
+        """
+        first, *others = operation.inputs
+        if node.op_type != "Add" or node.domain or len(others) != 1 or first is None or others[0] is None:
+            return False
+        pair = (first, others[0])
+        return (
+            not any(form.fixed or form.tensor not in self.all.specs for form in pair)
+            and all(self.all.specs[form.tensor].dtype == "float32" for form in pair)
+            and self.all.shape(first, self.part) == self.all.shape(others[0], self.part)
+        )
 
     def _keep_table(self, operation: Operation, copy: NodeProto) -> None:
         """Of a shared table floats are made, as in the whole model: its scale is given when it runs.

@@ -111,6 +111,21 @@ def test_two_of_one_machine_are_slow_together_and_not_each():
         assert box_of(node).cores == node.at_once
 
 
+def test_parts_of_one_machine_that_ran_one_after_another_did_not_slow_each_other():
+    nodes = [NodeTold(name, 1 << 30, 0, 2, machine="m", cores=1.0) for name in "ab"]
+    measures, base = NodeMeasures(), stated_box("a", 2).seconds(WORK[0, 0], inf)
+    for node in nodes:
+        measures.told(node)
+        measures._measures.beside(node.name, 1.0, 0.0)
+    for now in range(100):
+        later = [SegmentRun(0, part, "ab"[part], base, (1 + part) * base, 9, 9) for part in (0, 1)]
+        measures.ran(WORK, later, {"a": 2, "b": 2}, float(now))
+    for node in map(measures.told, nodes):
+        took = box_of(node).call_seconds + box_of(node).seconds(WORK[0, 0], inf)
+        assert took == pytest.approx(base, rel=0.03)
+        assert node.at_once == pytest.approx(1.0)
+
+
 def test_segments_without_work_and_times_that_are_none_do_no_harm():
     work = {(step, part): LayerWork() for step in (0, 1) for part in (0, 1)}
     measures, nodes = NodeMeasures(), [replace(node, machine="m") for node in NODES]

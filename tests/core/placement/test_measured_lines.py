@@ -142,3 +142,14 @@ def test_what_is_no_line_is_refused(bins: list[list[float]]) -> None:
     with pytest.raises(ValueError, match=r"measure|values"):
         line.restore(bins, 0.0)
     assert line.line.at(0.1) == pytest.approx(0.05)
+
+
+def test_two_sizes_close_together_do_not_say_that_ten_times_as_much_costs_as_little():
+    """One is a third off: the line through them would be almost level."""
+    line = MeasuredLine(FittedLine(0.3e-3, 1.0), 1e-5, 8.0)
+    line.add([(7.5e-3, 10.5e-3)], 0.0)
+    line.add([(13e-3, 11e-3)], 0.0)
+    assert 0.1 < line.line.at(0.141) < 0.19
+    slow = MeasuredLine(FittedLine(0.3e-3, 1.0), 1e-5, 8.0)
+    slow.add([(amount, 0.02 + 10 * amount) for amount in (0.001, 0.01, 0.1)], 0.0)
+    assert slow.line.fixed == pytest.approx(0.02, rel=0.1)

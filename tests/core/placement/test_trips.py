@@ -9,7 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_attention.core.placement.cuts.boxes import BoxLink, BoxLinks, ComputeBox
-from edge_attention.core.placement.cuts.trips import StepErrand, shared_seconds, trip_seconds
+from edge_attention.core.placement.cuts.trips import (
+    StepErrand,
+    shared_seconds,
+    trip_seconds,
+    unshared_seconds,
+)
 
 
 def test_an_answer_over_a_slow_link_holds_up_no_other() -> None:
@@ -37,6 +42,17 @@ def test_boxes_of_one_machine_share_it_while_both_are_at_work() -> None:
     assert shared_seconds([3.0, 1.0], 2.0) == [3.0, 1.0]
     assert shared_seconds([1.0, 2.0, 3.0], 1.0) == pytest.approx([3.0, 5.0, 6.0])
     assert shared_seconds([], 1.0) == []
+
+
+@given(st.lists(st.floats(0.1, 5.0), max_size=5), st.floats(1.0, 4.0))
+def test_what_ran_side_by_side_took_alone_what_it_would_have(alone: list[float], cores: float):
+    spans = [(0.0, end) for end in shared_seconds(alone, cores)]
+    assert unshared_seconds(spans, cores) == pytest.approx(alone, rel=1e-9)
+
+
+def test_what_ran_one_after_another_had_the_machine_to_itself():
+    assert unshared_seconds([(0.0, 1.0), (1.0, 3.0), (3.0, 4.0)], 1.0) == [1.0, 2.0, 1.0]
+    assert unshared_seconds([(0.0, 2.0), (1.0, 3.0)], 1.0) == [1.5, 1.5]
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=6), st.floats(1, 6), st.floats(0, 5))

@@ -87,10 +87,13 @@ class MeasuredLine:
     Attributes:
         before: what it is taken for.
         unit: the amount up to which it counts as nothing.
+        most_fixed: `fixed` is at most so many times what it was taken for, more where `each` is. Points that
+            lie close together and are a little off say anything of what ten times as much would take.
     """
 
     before: FittedLine
     unit: float
+    most_fixed: float = math.inf
     _bins: dict[int, _Bin] = field(default_factory=dict)
     _fitted: FittedLine | None = None
 
@@ -122,7 +125,7 @@ class MeasuredLine:
     def line(self) -> FittedLine:
         """The line as it is now."""
         if self._fitted is None:
-            self._fitted = _fit(self._bins.values(), self.before)
+            self._fitted = _fit(self._bins.values(), self.before, self.most_fixed)
         return self._fitted
 
     def saved(self, now: float) -> list[list[float]]:
@@ -152,7 +155,7 @@ class MeasuredLine:
         return min(number, MOST_BINS - 1)
 
 
-def _fit(bins: Iterable[_Bin], before: FittedLine) -> FittedLine:
+def _fit(bins: Iterable[_Bin], before: FittedLine, most_fixed: float) -> FittedLine:
     points = [(one.amount, math.exp(one.seconds.value), one.seconds) for one in bins]
     if not points:
         return before
@@ -180,6 +183,11 @@ def _fit(bins: Iterable[_Bin], before: FittedLine) -> FittedLine:
         found = (y_sum * xx_sum - x_sum * xy_sum) / spread
         each = (count * xy_sum - x_sum * y_sum) / spread
         if found >= 0 and each > 0:
+            if most_fixed < math.inf:
+                most = most_fixed * before.fixed * max(xy_sum / xx_sum / before.each, 1.0)
+                with_most = (xy_sum - most * x_sum) / xx_sum
+                if found > most and with_most > 0:
+                    return FittedLine(most, with_most)
             return FittedLine(found, each)
         if each <= 0:
             # More would take less: that is chance, so nothing is known but how long all of them take.

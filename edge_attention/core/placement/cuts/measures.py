@@ -21,6 +21,8 @@ __all__ = ["MOST_SEGMENTS", "FleetMeasures"]
 MOST_SEGMENTS = 20_000
 """Of all boxes whose seconds are kept; of more, the one that was not measured for longest goes."""
 
+MOST_CALL = 8.0
+"""Times the seconds that a call is taken to cost before it was measured, and more on a slow box: at most."""
 SEGMENT_BEFORE = FittedLine(0.3e-3, 1.0)
 """Seconds of a segment by what its work should take, as on a daemon of this project on a x86 core."""
 WAY_BEFORE = FittedLine(1.0e-3, 0.0)
@@ -35,7 +37,7 @@ _MOST_SKEW = 6.0
 
 @dataclass
 class _BoxMeasures:
-    segments: MeasuredLine = field(default_factory=lambda: MeasuredLine(SEGMENT_BEFORE, 1e-5))
+    segments: MeasuredLine = field(default_factory=lambda: MeasuredLine(SEGMENT_BEFORE, 1e-5, MOST_CALL))
     way: MeasuredLine = field(default_factory=lambda: MeasuredLine(WAY_BEFORE, 1024.0))
     """By bytes down and, as many times as long as one takes more there, up."""
     skew: DecayedMean | None = None

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from edge_attention.core.placement.cuts.boxes import BoxLinks, ComputeBox
 
-__all__ = ["StepErrand", "computing", "shared_seconds", "trip_seconds"]
+__all__ = ["StepErrand", "computing", "shared_seconds", "trip_seconds", "unshared_seconds"]
 
 
 @dataclass(frozen=True)
@@ -92,3 +93,13 @@ def shared_seconds(alone: Sequence[float], cores: float) -> list[float]:
         done = alone[number]
         ended[number] = now
     return ended
+
+
+def unshared_seconds(spans: Sequence[tuple[float, float]], cores: float) -> list[float]:
+    """What each would have taken alone that ran from begin to end, beside the others on so many cores."""
+    alone = [0.0] * len(spans)
+    for begin, end in pairwise(sorted({at for span in spans for at in span})):
+        at_work = [number for number, (first, last) in enumerate(spans) if first <= begin and end <= last]
+        for number in at_work:
+            alone[number] += (end - begin) * min(cores / len(at_work), 1.0)
+    return alone
