@@ -10,6 +10,7 @@ from typing import Any
 
 from aggregator.training.federated.asker import Refused
 from aggregator.training.federated.collect import PATIENT_SECONDS, Collected, Collector, Divergence
+from aggregator.training.federated.looks import Looks
 from aggregator.training.federated.updates import Update
 from aggregator.training.federated.work import Basis
 from aggregator.training.remedies import InQuarantine
@@ -47,6 +48,7 @@ class Buffer(Collector):
             strategy.buffer, max_staleness=strategy.max_staleness, patience_seconds=self._patience
         )
         self._state: Buffered | None = None
+        self._looks = Looks()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._asked: dict[str, float] = {}
         self._updates: dict[tuple[str, int], Update] = {}
@@ -97,15 +99,23 @@ class Buffer(Collector):
             event = await self.next_event(state.wake)
             now = time.monotonic()
             actions = list(event(now)) if event is not None else []
-            for node, since in self._asked.items():
-                if (chunks := self.progress(node, since)) is not None:
-                    actions += state.progress(node, *chunks, now)
-            for node in state.waited:
-                actions += (state.back if self.there(node) else state.lost)(node, now)
+            if event is None or self._looks.due(now):
+                actions += self._looked(state, began, now)
+                self._looks.looked(now, time.monotonic())
             actions += state.tick(now)
-            if now - began > PATIENT_SECONDS:
-                self.say(state.waits(now), ",".join(state.waited), state.missing)
-                self.show(state.doing(now))
+
+    def _looked(self, state: Buffered, began: float, now: float) -> list[Any]:
+        """What all nodes do, to the state and, from `began` on, to those who watch."""
+        actions: list[Any] = []
+        for node in state.waited:
+            # One that is about to be asked has sent nothing.
+            if (chunks := self.progress(node, self._asked.get(node, now))) is not None:
+                actions += state.progress(node, *chunks, now)
+            actions += (state.back if self.there(node) else state.lost)(node, now)
+        if now - began > PATIENT_SECONDS:
+            self.say(state.waits(now), ",".join(state.waited), state.missing)
+            self.show(state.doing(now))
+        return actions
 
     def took(self, node: str, seconds: float) -> None:
         """Nobody is waited for, so it does not matter."""

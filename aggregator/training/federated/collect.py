@@ -14,6 +14,7 @@ from typing import Any
 
 from aggregator.training.active import ActiveRun
 from aggregator.training.federated.asker import Refused
+from aggregator.training.federated.looks import Looks
 from aggregator.training.federated.plan import asked_of
 from aggregator.training.federated.samples import NodeSamples
 from aggregator.training.federated.updates import NotFiniteLoss, Update
@@ -51,9 +52,6 @@ log = logging.getLogger(__name__)
 
 STRIKES = 3
 """Rounds whose program a node may find wrong that others carry out, until it is in quarantine."""
-LOOK_SECONDS, LOOK_PART = 0.1, 20
-"""How far nodes have come is looked at so often while answers come, or more seldom where looking takes long:
-for every answer it would be the square of their number."""
 PATIENT_SECONDS = 2.0
 """A round, or an evaluation, younger than this is no wait worth a word."""
 
@@ -275,7 +273,7 @@ class Synchronous(Collector):
         known = len(self._accused)
         actions: list[Action] = round.start()
         closed: tuple[str, ...] | None = None
-        look = began
+        looks = Looks()
         try:
             while closed is None:
                 for action in actions:
@@ -306,10 +304,9 @@ class Synchronous(Collector):
                 event = await self.next_event(round.wake)
                 now = time.monotonic()
                 actions = list(event(now)) if event is not None else []
-                if event is None or now >= look:
+                if event is None or looks.due(now):
                     actions += self._looked(round, tasks, began, now)
-                    # However many nodes there are, to look at all of them takes a small part of the time.
-                    look = time.monotonic() + max(LOOK_SECONDS, LOOK_PART * (time.monotonic() - now))
+                    looks.looked(now, time.monotonic())
                 actions += round.tick(now)
         finally:
             for task in tasks.values():

@@ -337,8 +337,10 @@ class Buffered:
 
     def _ask(self, now: float) -> list[Action]:
         """Put idle nodes to work, as many as may be; lost ones do not count."""
-        at_work = sum(not task.progress.lost for task in self._busy.values())
-        free = len(self._idle) if self._rules.concurrency is None else self._rules.concurrency - at_work
+        free = len(self._idle)
+        if free and self._rules.concurrency is not None:
+            at_work = sum(not task.progress.lost for task in self._busy.values())
+            free = self._rules.concurrency - at_work
         actions: list[Action] = []
         for node in list(self._idle)[: max(free, 0)]:
             del self._idle[node]
