@@ -99,7 +99,7 @@ class ParameterStore:
             for path in self._runs.glob(f"*/*{suffix}"):
                 if str(path.relative_to(self._state.directory)) not in named:
                     path.unlink()
-        runs = {row.id for row in self._state.list_runs()}
+        runs = set(self._state.run_ids())
         for folder in self._runs.iterdir():
             if folder.name not in runs:  # of one that was deleted, or had not begun
                 shutil.rmtree(folder, ignore_errors=True)
@@ -256,7 +256,7 @@ class ParameterStore:
 
     def latest(self, run: str) -> int | None:
         """The run's latest committed version, None before the first; `NotFound` for an unknown run."""
-        return self._state.get_run(run).version
+        return self._state.latest_version(run)
 
     def load(self, run: str, version: int) -> Committed:
         """The version as it was committed, bit for bit.

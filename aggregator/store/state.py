@@ -21,6 +21,7 @@ import os
 import re
 import secrets
 import sqlite3
+import sys
 import tempfile
 import threading
 from collections.abc import Collection, Iterator, Mapping
@@ -148,6 +149,8 @@ class State:
         self.directory = Path(self._temporary.name if self._temporary else directory or "").absolute()
         folder = self.directory / "blobs"
         self._mutex = threading.RLock()
+        self._blobs_of: dict[str, frozenset[str]] = {}
+        """Run -> the blobs that its job names, as far as somebody has asked."""
         try:
             for made in (self.directory, folder):  # of folders in between, mkdir leaves the mode to the umask
                 made.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -360,10 +363,11 @@ class State:
         none.
         """
         with self.transaction():
-            named = _named(self.get_run(id).job)
+            named = self._blobs_named(id)
             for table in ("records", "versions"):
                 self._database.execute(f"DELETE FROM {table} WHERE run = ?", (id,))
             self._database.execute("DELETE FROM runs WHERE id = ?", (id,))
+            self._blobs_of.pop(id, None)
         return named
 
     def set_run_status(self, id: str, status: str, detail: str = "") -> None:
@@ -378,9 +382,23 @@ class State:
             raise NotFound(f"there is no run {id!r}")
         return _run(rows[0])
 
-    def list_runs(self) -> list[RunRow]:
+    def run_ids(self) -> list[str]:
         """All runs, oldest first."""
-        return [_run(row) for row in self._rows("SELECT * FROM runs ORDER BY created, rowid")]
+        return [str(id) for (id,) in self._rows("SELECT id FROM runs ORDER BY created, rowid")]
+
+    def each_run(self) -> Iterator[RunRow]:
+        """All runs, oldest first, read one by one: there may be hundreds, and a job may have a megabyte."""
+        for id in self.run_ids():
+            for row in self._rows("SELECT * FROM runs WHERE id = ?", id):  # or it was deleted meanwhile
+                yield _run(row)
+
+    def latest_version(self, id: str) -> int | None:
+        """The version that the run has committed last, None before the first; `NotFound` without the run."""
+        rows = self._rows("SELECT version FROM runs WHERE id = ?", id)
+        if not rows:
+            raise NotFound(f"there is no run {id!r}")
+        found: int | None = rows[0][0]
+        return found
 
     def add_version(self, version: Version) -> None:
         """Adds the version as its run's latest. `ParameterStore` wrote the files."""
@@ -443,7 +461,7 @@ class State:
         """Adds what is to be remembered of a round."""
         text = _to_json(f"the record of round {round} of run {run}", record)
         with self.transaction():
-            self.get_run(run)
+            self.latest_version(run)  # NotFound
             self._database.execute("INSERT INTO records VALUES (?, ?, ?)", (run, round, text))
 
     def record(self, run: str, round: int) -> dict[str, Any] | None:
@@ -506,9 +524,21 @@ class State:
         `unused_seconds`: those that were put, or asked for by `has_blob`, in so many last seconds stay:
         somebody may be about to name them.
         """
-        rows = self._rows("SELECT job FROM runs") if digests else []
-        used = frozenset().union(*(_named(json.loads(job)) for (job,) in rows))
+        used = self._used_blobs() if digests else frozenset()
         return sum(self._blobs.drop(digest, unused_seconds) for digest in digests if digest not in used)
+
+    def _used_blobs(self) -> frozenset[str]:
+        """What the runs that are kept name. Jobs do not change: each is looked through once."""
+        known, found = self._blobs_of, dict[str, frozenset[str]]()
+        for id in self.run_ids():
+            with contextlib.suppress(NotFound):  # deleted meanwhile
+                found[id] = known[id] if id in known else self._blobs_named(id)
+        self._blobs_of = found
+        return frozenset().union(*found.values())
+
+    def _blobs_named(self, id: str) -> frozenset[str]:
+        # Runs alike name the same: of equal ones one is kept.
+        return frozenset(map(sys.intern, _named(self.get_run(id).job)))
 
     def unused_blobs(self, seconds: float) -> list[str]:
         """Blobs that nobody has put or asked for in so many last seconds, whoever may name them."""

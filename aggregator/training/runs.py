@@ -100,8 +100,6 @@ class Runs:
         self._saving = asyncio.Lock()
         """Held by whoever writes down states of runs: they get there in the order in which they were so."""
         self._saver: asyncio.Task[None] | None = None
-        for row in self._state.list_runs():
-            self._kept[row.id] = self._budgets[RUNS_KEPT].keep(row.job.get("owner") or None)
         # What a process that was killed was at.
         shutil.rmtree(self._state.directory / scratch.SCRATCH, ignore_errors=True)
 
@@ -136,6 +134,7 @@ class Runs:
         """
         recipe = recipe_of(job, self._services)
         assert job is not None  # or there is no recipe
+        self._known()  # those of before count, too
         with contextlib.ExitStack() as stack:
             going = stack.enter_context(self._budgets.take(RUNS, owner or None))
             kept = stack.enter_context(self._budgets.take(RUNS_KEPT, owner or None))
@@ -338,9 +337,11 @@ class Runs:
     def _recall_runs(self) -> None:
         """Read what earlier processes have left, and which of their runs go on. Blocks."""
         earlier, going = {}, []
-        for row in self._state.list_runs():
+        for row in self._state.each_run():
             if row.id in self._active:
                 continue
+            if row.id not in self._kept:
+                self._kept[row.id] = self._budgets[RUNS_KEPT].keep(row.job.get("owner") or None)
             job = self._job(row.job)
             zeroth = self._state.record(row.id, 0)
             samples = Samples(**zeroth["samples"]) if zeroth is not None else None

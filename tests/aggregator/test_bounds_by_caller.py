@@ -433,7 +433,7 @@ def test_a_job_is_so_large_at_most(monkeypatch):
             house.node(lab, datasets=small_job.datasets(lab))
         with pytest.raises(ResourceExhausted, match="bound job-bytes: this job takes"):
             await runs.start(job)
-        assert house.state.list_runs() == []
+        assert list(house.state.each_run()) == []
         b.nothing_held()
 
     with House() as house:

@@ -38,7 +38,7 @@ def found(folder: Path) -> list[object]:
         return [
             contexts,
             [state.list_segments(c.id) for c in contexts],
-            state.list_runs(),
+            list(state.each_run()),
             state.get_run("r"),
         ]
 

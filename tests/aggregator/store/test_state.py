@@ -67,11 +67,11 @@ def test_runs_and_records(state: State) -> None:
     state.set_run_status("run-2", "failed", "node x is away")
     for round in (0, 1, 2):
         state.add_record("run-2", round, {"loss": 1.0 / (round + 1)})
-    assert state.list_runs() == [
+    assert list(state.each_run()) == [
         RunRow("run-1", "a", 1.0, {}, "running", "", 0, None),
         RunRow("run-2", "b", 2.0, {"rounds": 10}, "failed", "node x is away", 0, None),
     ]
-    assert state.get_run("run-1") == state.list_runs()[0]
+    assert state.get_run("run-1") == next(iter(state.each_run()))
     assert state.records("run-2", after_round=0) == [Record(1, {"loss": 0.5}), Record(2, {"loss": 1.0 / 3})]
     assert [r.round for r in state.records("run-2")] == [0, 1, 2]
     assert state.records("run-1") == []
@@ -103,7 +103,7 @@ def test_refusals(
     state.put_run("run", "name", 0.0, {}, "running")
     with pytest.raises(kind, match=message):
         call(state)
-    assert [len(state.list_contexts()), len(state.list_runs()), len(state.records("run"))] == [1, 1, 0]
+    assert [len(state.list_contexts()), len(state.run_ids()), len(state.records("run"))] == [1, 1, 0]
 
 
 @pytest.mark.parametrize("id", ["", "A", "a/b", "..", "a\n", "a b", "é", "a" * 65, "a\0"])
@@ -120,12 +120,12 @@ def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
         state.put_run("r", "name", 1.0, {}, "running")
         state.add_record("r", 3, {})
         digest = state.put_blob(b"graph")
-        seen = [state.list_contexts(), state.list_segments("c"), state.list_runs(), state.records("r")]
+        seen = [state.list_contexts(), state.list_segments("c"), list(state.each_run()), state.records("r")]
     with State(tmp_path) as state:
         assert seen == [
             state.list_contexts(),
             state.list_segments("c"),
-            state.list_runs(),
+            list(state.each_run()),
             state.records("r"),
         ]
         assert state.get_blob(digest) == b"graph"
@@ -145,7 +145,7 @@ def test_a_transaction_is_all_or_nothing_nested_too(state: State) -> None:
 
     with pytest.raises(RuntimeError, match="crash"):
         half()
-    assert state.list_runs() == []
+    assert list(state.each_run()) == []
     state.put_run("r", "name", 1.0, {}, "running")
     assert state.records("r") == []
 
@@ -171,13 +171,13 @@ def test_a_second_aggregator_is_refused_until_the_first_ends(tmp_path: Path) -> 
 def test_two_temporary_states_are_apart_and_leave_nothing() -> None:
     with State(None) as one, State(None) as two:
         one.put_run("r", "name", 1.0, {}, "running")
-        assert two.list_runs() == []
+        assert list(two.each_run()) == []
         folders = [one.directory, two.directory]
         assert all(folder.is_dir() for folder in folders)
     one.close()
     assert not any(folder.exists() for folder in folders)
     with pytest.raises(Internal, match="closed"):
-        one.list_runs()
+        list(one.each_run())
 
 
 def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:

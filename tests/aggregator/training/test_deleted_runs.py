@@ -8,7 +8,7 @@ import pytest
 from house import House, until
 from test_fusion import ended, started
 
-from aggregator.store import blobs
+from aggregator.store import blobs, state
 from aggregator.training import runs
 from edge_attention.core.errors import FailedPrecondition, NotFound
 from edge_attention.core.messages.training import RunState
@@ -84,3 +84,21 @@ def test_files_of_a_run_that_was_half_deleted_go_at_the_next_start(tmp_path):
         (folder / "record.jsonl").write_text("{}\n")
     with House(tmp_path):
         assert not folder.exists()
+
+
+def test_jobs_are_looked_through_once_however_many_blobs_go(tmp_path, monkeypatch):
+    looked, named = [], state._named
+    monkeypatch.setattr(state, "_named", lambda job: looked.append(job) or named(job))
+    with House(tmp_path) as house:
+        kept = [house.state.put_blob(b"graph %d" % number) for number in range(4)]
+        gone = [house.state.put_blob(b"file %d" % number) for number in range(4)]
+        for number, digest in enumerate(kept):
+            house.state.put_run(f"run-{number}", "run", 0.0, {"plan": f"runs {digest}"}, "finished")
+        for digest in (*kept, *gone):
+            house.state.drop_blob(digest)
+        assert len(looked) == len(kept)
+        assert [house.state.has_blob(digest) for digest in (*kept, *gone)] == [True] * 4 + [False] * 4
+        assert house.state.delete_run("run-0") == {kept[0]}
+        house.state.drop_blobs(set(kept))
+        assert [house.state.has_blob(digest) for digest in kept] == [False, True, True, True]
+        assert len(looked) == len(kept) + 1, "of the run that was deleted, to say what it named"
