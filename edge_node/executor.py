@@ -6,7 +6,7 @@ import contextlib
 import hmac
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from edge_attention.core.job_release import ALIGNMENT
 from edge_attention.core.messages import program as said
 from edge_attention.core.messages.program import Batch, Contribution, Fault, Program, Return, Run, Stored
 from edge_attention.core.printable import shown
-from edge_attention.core.release import Edge, every_row, numbered
+from edge_attention.core.release import Edge, every_row
 from edge_attention.core.release import column as column_source
 from edge_attention.core.tensors import Array, Encoded, Encoding, require_stored
 from edge_node.appending import placed, require_sequence
@@ -39,10 +39,11 @@ from edge_node.discretion import (
     words,
 )
 from edge_node.failures import Failures
+from edge_node.flows import flow_of, origin_of_rows, origins_of
 from edge_node.release import Releases
 from edge_node.runtime import ForeignGraph, Graph, Stop
 from edge_node.shared_memory import gather
-from edge_node.store.origin import Origin, bounded
+from edge_node.store.origin import Origin
 from edge_node.store.store import Held, Store
 from edge_node.store.task_tensors import TaskTensors
 
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NOTHING = contextlib.nullcontext()
+_NO_ORIGINS: Mapping[str, Origin] = {}
 
 _COALESCE = 16 * 1024 * 1024
 _DRAWN = 10_000
@@ -154,8 +156,7 @@ class Execution:
         held: list[Contribution] = []
         try:
             self._node.releases.learn(self._program.releases)
-            for name, array in self._program.tensors.items():
-                self._put(self._name(name), array)
+            self._put_all([(self._name(name), Held(array)) for name, array in self._program.tensors.items()])
             for message in self._block(instructions[:rest], None):
                 if self._bounded:
                     self._hold(message)
@@ -316,6 +317,16 @@ class Execution:
             raise InvalidProgram(f"{name} is a sequence: drop it before storing another tensor there")
         self._tensors.put(name, array, origin)
 
+    def _put_all(self, found: Sequence[tuple[str, Held]]) -> None:
+        """As `_put` of each; what is the task's own is counted together."""
+        own = dict[str, Held]()
+        for name, held in found:
+            if self._sequences or not name.startswith("task/"):
+                self._put(name, held.array, held.origin)
+            else:
+                own[name] = held
+        self._tensors.put_all(own)
+
     def _drop(self, name: str, revision: int | None) -> None:
         if not name.startswith("task/"):
             self._store.drop(name, revision)
@@ -397,9 +408,11 @@ class Execution:
             self._stop.check()  # who stopped the task may have dropped by now what it would store
             if not private and run.graph in drawn:  # of a run beside this one
                 private, flow = True, None
-            for (output, name), array in zip(targets.items(), results, strict=True):
-                released = not private or output in allowed
-                self._put(name, array, None if released else Origin(run.graph, output, flow=flow))
+            origins = origins_of(run.graph, targets, flow) if private else _NO_ORIGINS
+            # Of what is not private there are no origins.
+            told = [None if output in allowed else origins.get(output) for output in targets]
+            named = zip(targets.values(), results, told, strict=True)
+            self._put_all([(name, Held(array, origin)) for name, array, origin in named])
 
     def _append(self, append: said.Append, turn: int | None) -> None:
         with self._plainly:
@@ -491,14 +504,12 @@ class Execution:
                 column = column_source(dataset.name, columns[name])
                 self._store.require(count * source[:1].nbytes, f"{count} rows of {columns[name]!r}", chosen)
                 array = np.ascontiguousarray(source) if rows is None else gather(source, rows)
-                # Rows that private data chose tell of it: no release is of them.
-                self._put(name, array, Origin("", column, chosen, None if chosen else frozenset()))
+                self._put(name, array, origin_of_rows(column, chosen))
                 self._private = True
             for name, view in views.items():
                 self._store.require(count * view.row_bytes, f"{count} rows of {name}", chosen)
                 whose = every_row(view.source) if rows is None else view.source
-                told = Origin("", whose, chosen, None if chosen else frozenset())
-                self._put(name, view.read(rows), told)
+                self._put(name, view.read(rows), origin_of_rows(whose, chosen))
                 self._private = True
             if hashes:
                 self._store.require(16 * count, "hashes of ids", chosen)
@@ -526,20 +537,6 @@ def _require_known(name: str) -> None:
     require_stored(name)
     if name.startswith("dataset/"):
         raise InvalidProgram(f"{name!r}: datasets are read with Batch, and never written")
-
-
-def flow_of(graph: str, inputs: Mapping[str, Held]) -> frozenset[Edge] | None:
-    """By what outputs of `graph` are computed from `inputs`; None: of one of them that is not known."""
-    flows = dict[int, frozenset[Edge]]()
-    edges = set[Edge]()
-    for name, held in inputs.items():
-        if held.origin is None:
-            continue
-        if (flow := held.origin.flow) is None:
-            return None
-        flows[id(flow)] = flow  # most are one and the same
-        edges.add((graph, numbered(name), held.origin.source))
-    return bounded(frozenset(edges.union(*flows.values())))
 
 
 def _rows(rows: Array, turn: int | None, dataset: str, there: int) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-fA-F]{64})")
 _HOW = "GRAPH[:OUTPUT,...]@DATASET/COLUMN[,...]"
+_KEPT, _LETTERS = 64, 16 * 1024
+"""Findings that are kept, and letters of the outputs of one."""
 
 
 class Releases:
@@ -52,6 +54,8 @@ class Releases:
         self.alignment = own_data or ALIGNMENT in names
         self._active: dict[str, Release] = {}
         """What is in force, by digest."""
+        self._leaving: dict[Hashable, frozenset[str]] = {}
+        """Found of what is in force: a graph, a flow and outputs -> those of them that may leave."""
         self._learned: tuple[str, ...] = ()
         """The texts that came last, all of which have been looked at."""
         self._digests: set[str] = set()
@@ -97,6 +101,7 @@ class Releases:
 
     def _add(self, release: Release) -> None:
         self._active[release.digest] = release
+        self._leaving = {}  # another: a thread may be about to keep in the old one what was so before
 
     def learn(self, texts: Iterable[str]) -> None:
         """Put in force what the operator has allowed of these texts of releases; others change nothing."""
@@ -142,8 +147,17 @@ class Releases:
         """Those of `outputs` of the graph that may leave, computed by `flow`; None: nobody knows by what."""
         if flow is None:
             return frozenset()
-        named = [r for r in tuple(self._active.values()) if digest in r.graphs and r.stranger(flow) is None]
-        return frozenset(output for output in outputs if any(r.leaves(digest, output) for r in named))
+        known, names = self._leaving, tuple(outputs)
+        key = digest, frozenset(flow), names
+        if (found := known.get(key)) is None:
+            active = tuple(self._active.values())
+            named = [r for r in active if digest in r.graphs and r.stranger(flow) is None]
+            found = frozenset(name for name in names if any(r.leaves(digest, name) for r in named))
+            if sum(map(len, names)) <= _LETTERS:
+                if len(known) >= _KEPT:
+                    known.clear()
+                known[key] = found
+        return found
 
     def require(self, name: str, held: Held, offered: Sequence[str] = ()) -> None:
         """Raises PrivateTensor for one, naming what made it and the flag that would let it leave, if any.

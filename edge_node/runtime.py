@@ -118,6 +118,8 @@ class Graph:
 
     def check(self, feeds: Mapping[str, Array], outputs: Sequence[str], unsaid: Container[str] = ()) -> None:
         """Raises InvalidProgram if an input or output does not fit. Shapes of inputs `unsaid` may be any."""
+        if _form(feeds, outputs) in self._fitting:
+            return
         if self._any_rank:  # ONNX Runtime says [] of them, as of a scalar
             unsaid = self._any_rank.union(name for name in feeds if name in unsaid)
         require_feeds(self.digest, self._inputs, self._outputs, feeds, outputs, unsaid)
@@ -135,7 +137,7 @@ class Graph:
         said may quote an element: on private data it stays here.
         """
         where = f"graph {self.digest[:12]}"
-        form = tuple([(name, array.dtype, array.shape) for name, array in feeds.items()]), tuple(outputs)
+        form = _form(feeds, outputs)
         if form not in self._fitting:
             self.check(feeds, outputs)
             if len(self._fitting) >= FITTING:
@@ -155,6 +157,11 @@ class Graph:
         if not all(isinstance(result, np.ndarray) for result in results):
             raise InvalidProgram(f"{where}: an output is no tensor: it cannot be kept")
         return list(results)
+
+
+def _form(feeds: Mapping[str, Array], outputs: Sequence[str]) -> Hashable:
+    """Names, types and shapes of a run."""
+    return tuple([(name, array.dtype, array.shape) for name, array in feeds.items()]), tuple(outputs)
 
 
 class ForeignGraph:

@@ -32,7 +32,7 @@ _KIND, _CALL = b"\x1a", b"\x32"
 
 _HEADERS = 256
 """Beginnings of tensors, and of programs' ends, that are kept."""
-_TENSORS = 16
+_TENSORS = 64
 """Tensors of a message that is read here."""
 _HEADER_BYTES, _END_BYTES = 512, 8192
 """A longer one is not kept."""

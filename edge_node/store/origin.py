@@ -28,7 +28,7 @@ class Origin:
     chosen: bool = field(default=True, compare=False)
     flow: frozenset[Edge] | None = None
 
-    @property
+    @cached_property
     def source(self) -> str:
         """What it is as an input of a graph."""
         return output_of(self.digest, self.output) if self.digest else self.output
@@ -37,6 +37,13 @@ class Origin:
     def size(self) -> int:
         """Bytes that the flow takes, about."""
         return sum(map(_size, self.flow or ()))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.digest, self.output, self.flow))
 
     def saved(self) -> list[Any]:
         """As JSON; `restored` gives it back, but for `chosen`."""

@@ -34,6 +34,8 @@ _MAX_SEQUENCES, _MAX_SEQUENCE_NAME = 16_384, 160
 DISK_TIMES = 4
 """Times `limit` that tensors take on the disk which are kept there and mapped, at most."""
 
+_DTYPES = frozenset(np.dtype(data_type.value) for data_type in DataType)
+
 log = logging.getLogger(__name__)
 
 
@@ -201,12 +203,32 @@ class Store:
             self._replace("task/", held, before, name)
             self._tasks_names += before is None
 
+    def count_all(self, held: Collection[Held], before: Collection[Held]) -> bool:
+        """Count tensors that a task keeps, in place of those `before`, all at once; or nothing and say False.
+
+        Where there is no room for all, or one is of no use here, `count` says of which that is so.
+        """
+        if not all(one.array.dtype in _DTYPES and one.array.ndim <= MAX_RANK for one in held):
+            return False
+        (more, apart), (freed, freed_apart) = _sizes(held), _sizes(before)
+        more, apart, names = more - freed, apart - freed_apart, len(held) - len(before)
+        with self._lock:
+            full = self._used + more > self.limit or self._apart + apart > self._apart_limit
+            many = len(self._held) + self._tasks_names + names > _MAX_NAMES
+            if full or many or any(one in self._pins for one in before):
+                return False
+            self._count("task/", more)
+            self._count("task/", apart, apart=True)
+            self._tasks_names += names
+        return True
+
     def uncount(self, held: Collection[Held]) -> None:
         """A task keeps these no longer."""
+        more, apart = _sizes(held)
         with self._lock:
             self._tasks_names -= len(held)
-            for one in held:
-                self._counted("task/", one, -1)
+            self._count("task/", -more)
+            self._count("task/", -apart, apart=True)
 
     def _replace(self, name: str, held: Held, before: Held | None, shown: str = "") -> None:
         """Count `held` and not `before` any more, if that may be stored. `shown`: what errors call it."""
@@ -512,3 +534,14 @@ class Store:
         else:
             self._bytes[name.partition("/")[0]] += more
             self._used += more
+
+
+def _sizes(held: Collection[Held]) -> tuple[int, int]:
+    """Bytes of them: of those that all may see counted, and of those whose shapes private data has chosen."""
+    whole, apart = 0, 0
+    for one in held:
+        if one.chosen:
+            apart += one.nbytes
+        else:
+            whole += one.nbytes
+    return whole, apart

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from edge_attention.core.tensors import Array
 from edge_node.store.origin import Origin
 from edge_node.store.store import Held, Store
@@ -34,6 +36,15 @@ class TaskTensors:
         held = Held(array, origin)
         self._store.count(name, held, self._held.get(name))
         self._held[name] = held
+
+    def put_all(self, tensors: Mapping[str, Held]) -> None:
+        """Keep all of these, by name, as `put` does one after the other. Raises as it does."""
+        before = [self._held[name] for name in tensors if name in self._held]
+        if self._store.count_all(tensors.values(), before):
+            self._held.update(tensors)
+            return
+        for name, held in tensors.items():  # which says what is wrong with the first that cannot be
+            self.put(name, held.array, held.origin)
 
     def drop(self, name: str) -> None:
         """Forget `name`; one that ends in `/` stands for all that begin with it. Unknown names are fine."""

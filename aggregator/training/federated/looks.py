@@ -7,8 +7,8 @@ import math
 __all__ = ["Looks"]
 
 LOOK_SECONDS, LOOK_PART = 0.1, 20
-"""How far nodes have come is looked at so often while answers come, or more seldom: looking takes no more than
-so small a part of the time, however many nodes there are."""
+"""How far nodes have come is looked at so often while answers come, or more seldom: looking takes no more
+than so small a part of the time, however many nodes there are."""
 
 
 class Looks:

@@ -80,6 +80,8 @@ class Work:
         self._has: dict[str, tuple[str, int]] = {}
         self._sent: dict[str, set[int]] = {}
         self._used: Counter[tuple[str, int]] = Counter()
+        self._small: tuple[TensorFile, int, Push] | None = None
+        """Parameters that no node has to fetch: of which version, by how many pushes a message is shared."""
 
     def took_part(self, node: str, number: int) -> None:
         """The update of `node` in that round counts: it goes on from that round's residuals."""
@@ -197,7 +199,7 @@ class Work:
                 # It builds upon that again, should it be asked for this one again.
                 needed.add(has)
             elif has != basis.version:
-                push = stack.enter_context(lent(bulk, basis.parameters, renamed(count, "p", at), share))
+                push = self._whole(basis, at, share, stack)
             old: list[int] = []
             if self._keeps:
                 sent = self._sent.setdefault(node, {basis.version - 1, basis.version - 2})  # of a life before
@@ -213,6 +215,17 @@ class Work:
             yield push, instructions, at
             if self._keeps:
                 self._sent[node].difference_update(old)
+
+    def _whole(self, basis: Basis, at: At, share: int, stack: ExitStack) -> Push:
+        """All parameters of the version; small ones are the same mapping for every node of a round."""
+        small = self._small
+        if small is not None and small[0] is basis.parameters and small[1] == share:
+            return small[2]
+        names = renamed(len(self._programs.plan.names), "p", at)
+        push = stack.enter_context(lent(self._services.bulk, basis.parameters, names, share))
+        if not push.bulk:
+            self._small = basis.parameters, share, push
+        return push
 
     def _at(self, version: int) -> At:
         """Where a node has the parameters: with the task they are for, or for the next to build upon."""

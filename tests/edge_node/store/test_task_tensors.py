@@ -5,7 +5,7 @@ import pytest
 
 from edge_attention.core.errors import InvalidProgram, InvalidTensor, OutOfMemory
 from edge_node.store import store as stores
-from edge_node.store.store import Origin, Store
+from edge_node.store.store import Held, Origin, Store
 from edge_node.store.task_tensors import TaskTensors
 
 
@@ -80,3 +80,45 @@ def test_a_node_keeps_no_more_names_for_being_of_tasks(monkeypatch):
     mine.put("task/z", kib(0))
     mine.close()
     store.put("job/j/y", kib(0))
+
+
+@pytest.mark.parametrize(
+    "limits", [(1 << 20, 1 << 20), (7 * 1024, 1 << 20), (1 << 20, 2 * 1024), (1, 1)], ids=str
+)
+def test_many_at_once_are_as_one_after_the_other(limits):
+    chosen = Origin("", "rows", chosen=True)
+    rounds = [
+        {"task/a": (kib(1), None), "task/b": (kib(2), chosen), "task/c": (kib(3), None)},
+        {"task/b": (kib(1), None), "task/d": (kib(2), chosen)},
+        {"task/c": (kib(1), chosen), "task/a": (kib(3), None)},
+    ]
+    limit, apart = limits
+    found = []
+    for together in (True, False):
+        store = Store(limit, apart=apart)
+        mine, seen = TaskTensors(store), []
+        for tensors in rounds:
+            try:
+                if together:
+                    mine.put_all({name: Held(*each) for name, each in tensors.items()})
+                else:
+                    for name, each in tensors.items():
+                        mine.put(name, *each)
+            except OutOfMemory as error:
+                seen.append(error.message)
+                break
+            seen.append((store.used, store.used_apart, [mine.get(name).array.nbytes for name in tensors]))
+        mine.close()
+        assert (store.used, store.used_apart) == (0, 0)
+        found.append(seen)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(1, np.complex64), np.zeros((1,) * 9, np.float32)])
+def test_of_many_the_one_that_is_of_no_use_is_named(wrong):
+    store = Store(4096)
+    mine = TaskTensors(store)
+    with pytest.raises(InvalidTensor, match="task/wrong"):
+        mine.put_all({"task/x": Held(kib(1)), "task/wrong": Held(wrong), "task/y": Held(kib(1))})
+    mine.close()
+    assert store.used == 0

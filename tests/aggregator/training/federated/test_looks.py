@@ -43,7 +43,8 @@ def test_buffered_rounds_look_at_all_nodes_now_and_then_and_not_for_every_update
     nodes = {f"node-{number}": None for number in range(NODES)}
 
     async def train():
-        buffer = Buffer(None, job, SimpleNamespace(membership=members), AtOnce(), nodes, 60.0)
+        active = SimpleNamespace(say=lambda *sentence: None)
+        buffer = Buffer(active, job, SimpleNamespace(membership=members, metrics=None), AtOnce(), nodes, 60.0)
         taken = [await buffer.collect(SimpleNamespace(version=version)) for version in range(STEPS)]
         await buffer.close()
         return [len(each.updates) for each in taken]
