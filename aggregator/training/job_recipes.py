@@ -368,18 +368,18 @@ class SplitRecipe(JobRecipe):
         return tuple(graph for group in range(len(self._jobs)) for graph in self._released(group))
 
     def _released(self, group: int) -> tuple[PlannedGraph, ...]:
-        job, plan, schedule = self._jobs[group], self._plans[group], self._schedule(group, CUT)
+        job, plan = self._jobs[group], self._plans[group]
+        shapes = {"": CUT, **({"evaluation": EVALUATE} if job.holdout else {})}
+        schedules = {what: self._schedule(group, shape) for what, shape in shapes.items()}
+        sums = sums_of(self._folders[group] / "cut")
         if not job.data.on_nodes:
-            return split_releases.planned_graphs(schedule, plan.holders, {})
-        shapes = (CUT, EVALUATE) if job.holdout else (CUT,)
+            return split_releases.planned_graphs(schedules, plan.holders, {}, sums)
         try:
             views = node_views(job, plan, self._datasets(plan))
         except (NotFound, InvalidArgument):  # which are among the findings
             views = node_views(job, plan, {})
-        schedules = [self._schedule(group, shape) for shape in shapes]
-        sums = sums_of(self._folders[group] / "cut")
-        needed = split_releases.part_releases(schedules, views, sums)
-        return split_releases.planned_graphs(schedule, plan.holders, needed)
+        needed = split_releases.part_releases(schedules.values(), views, sums)
+        return split_releases.planned_graphs(schedules, plan.holders, needed, sums)
 
     async def findings(self) -> Findings:
         found = Findings()

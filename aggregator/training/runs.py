@@ -48,7 +48,6 @@ from edge_attention.core.messages.training import (
     PredictResponse,
     RunState,
     Samples,
-    SplitJob,
     TrainingRound,
     TrainingRun,
 )
@@ -112,9 +111,7 @@ class Runs:
         await self._plan(recipe)
         try:
             graphs, found = recipe.released(), await recipe.findings()
-            # Of a split each part needs one of its own, and its programs bring no list of them.
-            split = isinstance(job, SplitJob)
-            whole = None if split else job_release_of(graph.release for graph in graphs)
+            whole = job_release_of(graph.release for graph in graphs)
             return PlanRunResponse(
                 graphs,
                 recipe.models(),

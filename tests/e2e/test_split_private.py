@@ -12,7 +12,6 @@ import pytest
 from fleets import states, until
 
 from edge_attention import FederatedModel, LossSpec, OptimizerSpec, SplitData, SplitJob
-from edge_attention.cli.plan import release_flags
 from edge_attention.core.errors import FailedPrecondition, ResourceExhausted
 from edge_attention.core.messages.training import RunState
 from edge_attention.graphs.builders.sequences import attention_sequences
@@ -126,22 +125,16 @@ def test_neither_inputs_nor_labels_cross_the_wire_and_it_is_the_run_that_has_the
     start({})
     private = job(SplitData(inputs="texts", labels="marks"), {"labels": tuple(MARKS)})
     with own.client() as client:
-        flags = release_flags(list(client.plan(private)))
-        assert [bool(flags[name]) for name in NODES] == [True, False, True]
+        planned = client.plan(private)
+        assert {graph.node for graph in planned if graph.release} == {"a", "c"}
+        flags = {name: [planned.job_release] for name in "ac"}
         refused = client.train(private)
-        with pytest.raises(FailedPrecondition, match="--allow-release alignment"):
+        with pytest.raises(FailedPrecondition, match=f"--allow-release {planned.job_release}"):
             list(refused)
         for name in NODES:
             own.kill(name)
         until(lambda: "ready" not in states(client).values())
-        start({name: ["alignment"] for name in NODES})
-        refused = client.train(private)
-        with pytest.raises(FailedPrecondition, match=f"--allow-release {flags['a'][0]}"):
-            list(refused)
-        for name in NODES:
-            own.kill(name)
-        until(lambda: "ready" not in states(client).values())
-        start({name: ["alignment", *flags[name]] for name in NODES})
+        start(flags)
         run = client.train(private)
         rounds = list(run)
         assert run.describe().state is RunState.FINISHED
@@ -168,7 +161,7 @@ def test_neither_inputs_nor_labels_cross_the_wire_and_it_is_the_run_that_has_the
         until(lambda: states(client)["c"] != "ready")
         own.start_node(
             "c", "--threads", "1", "--aggregator", relay.address, "--store", str(tmp_path / "c"),
-            data=data["c"], allow_release=["alignment", *flags["c"]],
+            data=data["c"], allow_release=flags["c"],
         )  # fmt: skip
         with pytest.raises(FailedPrecondition, match="'marks' of node 'c' has the ids that the run began"):
             list(edited)

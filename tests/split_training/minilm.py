@@ -133,7 +133,9 @@ def main() -> int:
                 for name in NODES:
                     fleet.kill(name)
                 until(lambda: "ready" not in states(client).values())
-                start({name: ["alignment", *flags] for name, flags in release_flags(list(plan)).items()})
+                start(
+                    {name: [plan.job_release] for name, flags in release_flags(list(plan)).items() if flags}
+                )
                 run = client.train(job)
                 rounds = list(run)
                 evaluation = rounds[-1].evaluation

@@ -93,18 +93,15 @@ class OnNodes:
     patience: float
     say: Callable[[str], None]
 
-    async def samples(self) -> tuple[AlignedSamples, Alignment, dict[str, TableView]]:
-        """Who is which, and how both are read.
+    async def views(self) -> dict[str, TableView]:
+        """How both are read, once both are here.
 
         Raises:
             DeadlineExceeded: a node stays away.
-            FailedPrecondition: no row is in both.
             NotFound, InvalidArgument: a node has not what the model takes.
         """
         membership = self.services.membership
-        first = _holder(self.plan, [i.name for i in self.plan.inputs if i.name not in self.plan.labels])
-        last = _holder(self.plan, self.plan.labels)
-        nodes = tuple(dict.fromkeys((first, last)))
+        nodes = tuple(dict.fromkeys(self._ends()))
         if not await self.services.trips.all_live(nodes, self.patience, self.say):
             away = [node for node in nodes if not membership.live(node)]
             raise DeadlineExceeded(
@@ -112,13 +109,30 @@ class OnNodes:
                 "start it, and the run anew"
             )
         datasets = {node: membership.require_live(node).register.datasets for node in nodes}
-        views = await asyncio.to_thread(node_views, self.job, self.plan, datasets)
+        return await asyncio.to_thread(node_views, self.job, self.plan, datasets)
+
+    async def samples(self, releases: tuple[str, ...]) -> tuple[AlignedSamples, Alignment]:
+        """Who is which. After `views`.
+
+        Args:
+            releases: what programs of the run bring: that of the job lets the hashes of ids leave, too.
+
+        Raises:
+            FailedPrecondition: no row is in both.
+            EdgeAttentionError: a node cannot tell its hashes, or may not.
+        """
+        first, last = self._ends()
         hashes = await self._hashes(
-            {"inputs": (first, self.job.data.inputs), "labels": (last, self.job.data.labels)}
+            {"inputs": (first, self.job.data.inputs), "labels": (last, self.job.data.labels)}, releases
         )
         found = await asyncio.to_thread(align, hashes, "labels", ["inputs"], MissingSamples.LEAVE_OUT)
         rows = {INPUT_ROWS: found.rows["inputs"], LABEL_ROWS: found.rows["labels"]}
-        return AlignedSamples(rows), found, views
+        return AlignedSamples(rows), found
+
+    def _ends(self) -> tuple[str, str]:
+        """The nodes that have the inputs and the labels."""
+        inputs = [one.name for one in self.plan.inputs if one.name not in self.plan.labels]
+        return _holder(self.plan, inputs), _holder(self.plan, self.plan.labels)
 
     def digests(self) -> dict[str, str]:
         """Input of the model -> the digest of the dataset that has it, as its node says; "" where unknown."""
@@ -148,7 +162,9 @@ class OnNodes:
                     "new one"
                 )
 
-    async def _hashes(self, sources: Mapping[str, tuple[str, str]]) -> dict[str, Array]:
+    async def _hashes(
+        self, sources: Mapping[str, tuple[str, str]], releases: tuple[str, ...]
+    ) -> dict[str, Array]:
         """Keyed hashes of the ids of both: uint8 [rows, 16]."""
         found: dict[str, Array] = {}
         wanted: dict[str, Wanted] = {"ids": (np.dtype(np.uint8), ("rows", 16))}
@@ -163,6 +179,7 @@ class OnNodes:
                 coverage=range(at, at + 1),
                 instructions=(Batch(dataset, {}, None, "task/ids", self.key), Return("task/ids", "ids")),
                 wanted=wanted,
+                releases=releases,
             )
             for at, (source, (node, dataset)) in enumerate(sources.items())
         ]

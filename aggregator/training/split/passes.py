@@ -32,7 +32,7 @@ from aggregator.training.split.plan import (
     pieces_at_once,
     sums_of,
 )
-from aggregator.training.split.releases import part_releases
+from aggregator.training.split.releases import WholeRelease, part_releases
 from aggregator.training.split.samples import OwnSamples, SampleTurns, StepSamples
 from aggregator.training.split.step import (
     BeginAgain,
@@ -105,6 +105,7 @@ class SplitPasses:
         key: of the hashes of ids.
         say: told what is waited for.
         begun: what the run's record 0 says of the group's samples, once there is one.
+        whole, group: what the job lets leave, and which of its groups this is.
     """
 
     def __init__(
@@ -117,6 +118,8 @@ class SplitPasses:
         key: bytes,
         say: SayOfGroup,
         begun: Callable[[], Mapping[str, Any] | None],
+        whole: WholeRelease,
+        group: int = 0,
     ) -> None:
         self._id = deployment
         self._job = job
@@ -128,6 +131,8 @@ class SplitPasses:
         self._key = key
         self._say = say
         self._begun = begun
+        self._whole = whole
+        self._group = group
         self._piece = job.batch // job.micro_batches
         self._prepared: set[str] = set()
         self._adding: AddingPrograms | None = None
@@ -414,18 +419,20 @@ class SplitPasses:
             self._known = await asyncio.to_thread(OwnSamples, path, plan.inputs)
             return self._known, {}
         where = OnNodes(self._id, job, plan, self._services, self._key, self._patience, self._tell)
-        samples, alignment, views = await where.samples()
+        views = await where.views()
         zeroth = await asyncio.to_thread(self._begun)
+        if zeroth is not None:
+            views = {name: TableView.from_json(view) for name, view in zeroth["views"].items()}
+        own = part_releases(self._schedules.values(), views, self._sums)
+        texts = await self._whole.texts(self._group, own.values())
+        samples, alignment = await where.samples(texts)
         if zeroth is not None:
             if zeroth["fingerprint"] != alignment.fingerprint:
                 raise FailedPrecondition(
                     "the samples on the nodes are no longer those the run began with; start a new run"
                 )
             where.require_same(zeroth.get("digests", {}))
-            views = {name: TableView.from_json(view) for name, view in zeroth["views"].items()}
         self._known, self._lives = samples, lives
-        releases = part_releases(self._schedules.values(), views, self._sums)
-        texts = tuple(release.text for release in releases.values())
         self._terms = replace(terms, reads=reads_of(views, plan.labels), releases=texts)
         said = {
             "fingerprint": alignment.fingerprint,

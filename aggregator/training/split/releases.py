@@ -1,4 +1,4 @@
-"""What the nodes of a run's own samples let leave, and from what: a release a part.
+"""What the nodes of a run's own samples let leave, and from what: a release a part, and one of the whole job.
 
 Of the first part: its activations, and the gradients of its parameters. Of the last: the gradient at its
 border, the loss, and the gradients of its parameters. Both are computed from what the node has read itself,
@@ -7,15 +7,17 @@ and from what the aggregator sent; what a part keeps between its two ways stays 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from aggregator.fleet.columns import TableView
+from edge_attention.core.job_release import ALIGNMENT, JobRelease
 from edge_attention.core.messages.training import PlannedGraph
 from edge_attention.core.release import GraphRule, Release, numbered, output
 from edge_attention.core.schedule.schedule import Kept, ModelInput, ModelSegment, Schedule
 
-__all__ = ["part_releases", "planned_graphs"]
+__all__ = ["WholeRelease", "part_releases", "planned_graphs"]
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ def _add_sums(
     found: _PartOrigins, schedule: Schedule, segment: ModelSegment, made: Mapping[str, str]
 ) -> None:
     """What adds the part's gradients, and gives out their sums. `segment`: of the schedule of sums."""
-    first, following = (schedule.graphs[f"sum/{segment.part}/{which}"] for which in ("first", "next"))
     gradients = {made[one.output] for one in segment.contributions}
+    first, following = (schedule.graphs[f"sum/{segment.part}/{which}"] for which in ("first", "next"))
     for graph in (first, following):
         inputs = found.inputs.setdefault(graph, {})
         inputs.setdefault(numbered("g/0"), set()).update(gradients)
@@ -99,25 +101,61 @@ def _add_sums(
     found.inputs[following].setdefault(numbered("s/0"), set()).update(before)
 
 
+class WholeRelease:
+    """The list of all releases of a job, which every node is brought: known once each group has told its own.
+
+    A group whose nodes are waited for holds up the others: an operator allows the list of all of them.
+    """
+
+    def __init__(self, groups: int) -> None:
+        self._groups = groups
+        self._told: dict[int, frozenset[str]] = {}
+        self._known = asyncio.Event()
+
+    async def texts(self, group: int, releases: Iterable[Release]) -> tuple[str, ...]:
+        """What programs for nodes of `group` bring: the list, and the group's own releases."""
+        own = tuple(releases)
+        self._told[group] = frozenset(one.digest for one in own)
+        if len(self._told) == self._groups:
+            self._known.set()
+        await self._known.wait()
+        whole = JobRelease(frozenset[str]().union(*self._told.values()), alignment=True)
+        return (whole.text, *(one.text for one in own))
+
+
 def planned_graphs(
-    schedule: Schedule, holders: Mapping[int, tuple[str, ...]], needed: Mapping[int, Release]
+    schedules: Mapping[str, Schedule],
+    holders: Mapping[int, tuple[str, ...]],
+    needed: Mapping[int, Release],
+    sums: Schedule | None = None,
 ) -> tuple[PlannedGraph, ...]:
-    """What each node runs of steps, and must let leave: a graph once a node."""
+    """What each node runs, and must let leave: a graph once a node.
+
+    Args:
+        schedules: by what they are for, as roles say it; empty: steps.
+        needed, sums: as of `part_releases`.
+    """
     found: dict[tuple[str, str], PlannedGraph] = {}
-    for number, step in enumerate(schedule.steps):
-        for segment in step.segments:
-            digest = schedule.graphs[segment.graph]
-            release = needed.get(segment.part)
-            for node in holders.get(segment.part, ("*",)):
-                found.setdefault(
-                    (node, digest),
-                    PlannedGraph(
-                        node,
-                        f"part {segment.part}, step {number}",
-                        digest,
-                        tuple(one.output for one in segment.contributions) if release is not None else (),
-                        f"sha256:{release.digest}" if release is not None else "",
-                        release.text if release is not None else "",
-                    ),
-                )
+
+    def add(part: int, role: str, digest: str, outputs: Iterable[str]) -> None:
+        release = needed.get(part)
+        leaves = tuple(outputs) if release is not None else ()
+        flag, text = (f"sha256:{release.digest}", release.text) if release is not None else ("", "")
+        for node in holders.get(part, ("*",)):
+            found.setdefault((node, digest), PlannedGraph(node, role, digest, leaves, flag, text))
+
+    for part in needed:
+        for node in holders.get(part, ("*",)):
+            found[node, ""] = PlannedGraph(node, "ids", "", ("keyed hashes of the ids",), ALIGNMENT)
+    for what, schedule in schedules.items():
+        for number, step in enumerate(schedule.steps):
+            for segment in step.segments:
+                role = f"part {segment.part}, {f'{what}, ' if what else ''}step {number}"
+                made = (one.output for one in segment.contributions)
+                add(segment.part, role, schedule.graphs[segment.graph], made)
+        for segment in sums.steps[0].segments if sums is not None else ():
+            added = [f"t/{i}" for i in range(len(segment.contributions))]
+            for name, digest in schedule.graphs.items():
+                if name.startswith(f"sum/{segment.part}/"):
+                    add(segment.part, f"part {segment.part}, sums", digest, added)
     return tuple(found.values())

@@ -30,6 +30,7 @@ from aggregator.training.split.passes import (
     round_record,
 )
 from aggregator.training.split.plan import CUT, EVALUATE, LOSS, SplitPlan, cut_folder
+from aggregator.training.split.releases import WholeRelease
 from aggregator.training.split.samples import SampleTurns
 from aggregator.training.split.versions import SplitVersion, SplitVersions
 from aggregator.training.stopping import Stopping
@@ -66,6 +67,7 @@ class SplitTrainer:
             self._id, job, self._plans[0], services.parameters, lambda: self._stopping.version
         )
         self._waiting: dict[int, tuple[str, str, int]] = {}
+        self._whole = WholeRelease(len(self._plans))
         self._passes = tuple(self._passes_of(at, own) for at, own in enumerate(group_jobs(job)))
         self._groups = (
             GroupRounds(job, self._plans, self._passes, self._versions, folder / "groups")
@@ -87,6 +89,8 @@ class SplitTrainer:
             self._active.identity_key,
             lambda sentence, about, away: self._say(group, sentence, about, away),
             begun,
+            self._whole,
+            group,
         )
 
     def _say(self, group: int, sentence: str, about: str, away: int) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from aggregator.training.split import passes
 from aggregator.training.split.plan import CUT
+from aggregator.training.split.releases import WholeRelease
 from aggregator.training.split.samples import INPUT_ROWS, LABEL_ROWS, AlignedSamples
 from aggregator.training.split.trainer import SplitTrainer
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument
@@ -32,7 +33,7 @@ class Run(passes.SplitPasses):
         monkeypatch.setattr(passes, "reads_of", lambda *_: {})
         self._id, self._patience, self._known, self._lives, self._schedules = "run", 1.0, None, (), {}
         self._sums = None
-        self._key = b""
+        self._key, self._whole, self._group = b"", WholeRelease(1), 0
         self._job = SimpleNamespace(data=SimpleNamespace(on_nodes=True))
         parts = [SimpleNamespace(part=at, read=read) for at, read in enumerate((("x",), (), ("y",)))]
         holders = {at: (name,) for at, name in enumerate(NODES)}
@@ -47,9 +48,12 @@ class Run(passes.SplitPasses):
     def require_same(self, digests):
         assert digests == {}
 
-    async def samples(self):
+    async def views(self):
+        return {}
+
+    async def samples(self, releases):
         rows = {INPUT_ROWS: self.file, LABEL_ROWS: np.arange(4)}
-        return AlignedSamples(rows), SimpleNamespace(fingerprint=self.fingerprint), {}
+        return AlignedSamples(rows), SimpleNamespace(fingerprint=self.fingerprint)
 
     async def _gradients(self, version, positions, samples, shape, *, gradients):
         self.passed.append(samples.feeds(positions)[INPUT_ROWS].tolist())
