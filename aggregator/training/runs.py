@@ -30,7 +30,13 @@ from aggregator.training.planner import request_of
 from aggregator.training.records import PAGE, best_of, record_from
 from aggregator.training.services import Services
 from aggregator.training.split.plan import SplitPlan
-from aggregator.training.trained import best_version, chosen_version, predicted, written_model
+from aggregator.training.trained import (
+    WrittenModel,
+    best_version,
+    chosen_version,
+    predicted,
+    written_model,
+)
 from aggregator.trust.acting import context_of
 from edge_attention.core.errors import (
     DiskFull,
@@ -426,10 +432,8 @@ class Runs:
         return self._parameters.stream(info.id, best_version(info) if best else version, names)
 
     @contextlib.asynccontextmanager
-    async def model(
-        self, name: str, version: int | None, best: bool = False
-    ) -> AsyncIterator[tuple[int, Path]]:
-        """A version's number and the trained model as an ONNX file, which is there meanwhile.
+    async def model(self, name: str, version: int | None, best: bool = False) -> AsyncIterator[WrittenModel]:
+        """The trained model as an ONNX file, which is there meanwhile.
 
         Raises:
             FailedPrecondition: the run trains a step graph, or has no version yet.
@@ -439,7 +443,7 @@ class Runs:
         row = await asyncio.to_thread(self._state.get_run, info.id)
         chosen = chosen_version(info, row, version, best)
         async with scratch.folder(self._state.directory) as folder:
-            yield chosen, await written_model(row, self._job(row.job), chosen, self._services, folder)
+            yield await written_model(row, self._job(row.job), chosen, self._services, folder)
 
     async def predict(
         self, name: str, version: int | None, best: bool, ids: tuple[str, ...]

@@ -97,12 +97,13 @@ class TrainingApi:
 
     async def model(self, request: jobs.GetModelRequest, call: Any) -> AsyncIterator[jobs.ModelChunk]:
         with self._budgets.take(EXPORTS, caller_of(call)):
-            async with self._runs.model(request.run, request.version, request.best) as (version, path):
-                file = await asyncio.to_thread(path.open, "rb")
+            async with self._runs.model(request.run, request.version, request.best) as model:
+                file = await asyncio.to_thread(model.path.open, "rb")
                 with file:
                     size = os.fstat(file.fileno()).st_size
+                    yield jobs.ModelChunk(model.version, size, b"", model.reads)
                     while data := await asyncio.to_thread(file.read, CHUNK):
-                        yield jobs.ModelChunk(version, size, data)
+                        yield jobs.ModelChunk(model.version, size, data)
 
     async def predict(self, request: jobs.PredictRequest, call: Any) -> jobs.PredictResponse:
         if not 0 < len(request.ids) <= PREDICTED_SAMPLES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 
 from aggregator.store.state import RunRow
@@ -15,9 +16,25 @@ from aggregator.training.fusion.predict import predict
 from aggregator.training.services import Services
 from aggregator.training.split.plan import SplitPlan
 from edge_attention.core.errors import FailedPrecondition
-from edge_attention.core.messages.training import FusionJob, PredictResponse, SplitJob, TrainingRun
+from edge_attention.core.messages.training import (
+    FederatedJob,
+    FusionJob,
+    PredictResponse,
+    RowsRead,
+    SplitJob,
+    TrainingRun,
+)
 
-__all__ = ["best_version", "chosen_version", "predicted", "written_model"]
+__all__ = ["WrittenModel", "best_version", "chosen_version", "predicted", "written_model"]
+
+
+@dataclass(frozen=True)
+class WrittenModel:
+    """A trained model as an ONNX file at `path`. `reads`: how rows of tables become its inputs."""
+
+    version: int
+    path: Path
+    reads: tuple[RowsRead, ...]
 
 
 def best_version(info: TrainingRun) -> int:
@@ -47,23 +64,40 @@ def chosen_version(info: TrainingRun, row: RunRow, version: int | None, best: bo
     return row.version if version is None else version
 
 
-async def written_model(row: RunRow, job: Job, version: int, services: Services, folder: Path) -> Path:
+async def written_model(
+    row: RunRow, job: Job, version: int, services: Services, folder: Path
+) -> WrittenModel:
     """The model with a version's parameters as an ONNX file in `folder`.
 
     Raises:
         FailedPrecondition: the run trains a step graph.
         EdgeAttentionError: it cannot be written.
     """
-    state = services.state
     if isinstance(job, FusionJob):
-        return await write_model(await _fusion_request(row, job, version, services), folder)
+        path = await write_model(await _fusion_request(row, job, version, services), folder)
+    else:
+        path = await _written(row, job, version, services, folder)
+    return WrittenModel(version, path, _reads(job))
+
+
+def _reads(job: Job) -> tuple[RowsRead, ...]:
+    """How the job, as it is kept with the run, reads rows."""
+    if isinstance(job, FusionJob):
+        encoders = (RowsRead(each.node, each.inputs, each.table) for each in job.encoders)
+        return (*encoders, RowsRead("", job.head.inputs, job.head.table))
+    return (RowsRead("", job.model.inputs, job.table),)
+
+
+async def _written(
+    row: RunRow, job: FederatedJob | SplitJob, version: int, services: Services, folder: Path
+) -> Path:
     if job.model.gradients:
         raise FailedPrecondition(
             f"run {row.id} trains a step graph, which is none to serve; take its parameters instead"
         )
     # Files are verified before they are used.
     parameters, _ = await asyncio.to_thread(services.parameters.open, row.id, version)
-    graph = await asyncio.to_thread(state.blob_path, job.model.graph)
+    graph = await asyncio.to_thread(services.state.blob_path, job.model.graph)
     plan: FederatedPlan | SplitPlan
     if isinstance(job, SplitJob):
         plan = SplitPlan.from_json(row.job["split_plan"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import click
 import numpy as np
@@ -14,18 +13,20 @@ from edge_attention.cli.output import json_option, print_json, print_table, say
 from edge_attention.cli.table_rows import RowFiles
 from edge_attention.cli.versions import best_option, chosen_version, version_option
 from edge_attention.client.predictions import Prediction, predicted
-from edge_attention.client.runs import WhichVersion
-from edge_attention.client.sync import Run
-from edge_attention.core.errors import InvalidArgument
+from edge_attention.client.runs import TrainedModel
+from edge_attention.core.errors import FailedPrecondition, InvalidArgument
+from edge_attention.core.messages.training import RowsRead
 from edge_attention.core.tensors import Array
 from edge_attention.graphs.reading import read_graph
+from edge_attention.jobs.job_file import read_job
+from edge_attention.jobs.row_reads import reads_of, require_same
 
 _EPILOG = """
 \b
 Examples:
   edge-attention predict digits --input x=pixels.npy --output said.npz
-  edge-attention predict loans --job loans.toml --rows new.csv
-  edge-attention predict patients --job patients.toml --rows a=labs.csv --rows b=scans.csv
+  edge-attention predict loans --rows new.csv
+  edge-attention predict patients --rows a=labs.csv --rows b=scans.csv
   edge-attention predict patients --id P17 --id P18
   edge-attention predict patients --ids today.txt --best --json
   edge-attention predict patients --input a/x=labs.npy --input b/x=images.npy
@@ -51,12 +52,14 @@ WIDTH = 8
     multiple=True,
     metavar="[NODE=]FILE",
     help="Rows, which stay here, as a file of a table: .csv, .npz or .parquet, read as a node does, with "
-    "the columns that --job names. Of a fusion run one a node, NODE=FILE; rows are matched by their ids.",
+    "the columns that the run was trained by. Of a fusion run one a node, NODE=FILE; rows are matched by "
+    "their ids.",
 )
 @click.option(
     "--job",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The file that the run was trained by: it says which columns of --rows are which input.",
+    help="The file that the run was trained by, to be held against it: a run knows by itself which columns "
+    "of --rows are which input.",
 )
 @click.option(
     "--id", "ids", multiple=True, metavar="ID", help="Of a fusion run: a sample whose rows are on the nodes."
@@ -96,16 +99,20 @@ def predict(
     named = (*ids, *_ids_of(file))
     if [bool(inputs), bool(files), bool(named)].count(True) != 1:
         raise click.UsageError("give rows with --input or --rows, or samples with --id or --ids; one of them")
-    if bool(files) != bool(job):
-        raise click.UsageError(
-            "--rows needs --job, the job's file, which says what its columns are; and no other"
-        )
-    table = RowFiles(job, files) if job is not None else None
+    if job is not None and not files:
+        raise click.UsageError("--job says how --rows are read; give --rows, too")
     rows = read_inputs(inputs)
+    here = None if job is None else reads_of(read_job(job))
     with connect(address) as client:
         found = client.run(run)
-        answer = found.predict(rows or named, chosen) if table is None else _of_table(found, table, chosen)
-    named = named if table is None else table.ids
+        if files:
+            model = found.trained(chosen)
+            table = RowFiles(files, _reads(found.id, model, job, here))
+            takes = read_graph(model.onnx, "the trained model").inputs
+            answer = Prediction(predicted(model.onnx, table.arrays(takes)), model.version)
+            named = table.ids
+        else:
+            answer = found.predict(rows or named, chosen)
     if output is not None:
         write_outputs(output, answer)
     if as_json:
@@ -123,14 +130,26 @@ def predict(
     _print(found.id, answer, named, output)
 
 
-def _of_table(run: Run, table: RowFiles, version: WhichVersion) -> Prediction:
-    """What the model says of a table's rows; the model itself says which of the job's inputs it takes."""
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        number = run.save_onnx(file, version)
-        model = file.read_bytes()
-    takes = read_graph(model, "the trained model").inputs
-    return Prediction(predicted(model, table.arrays(takes)), number)
+def _reads(
+    run: str, model: TrainedModel, job: Path | None, here: tuple[RowsRead, ...] | None
+) -> tuple[RowsRead, ...]:
+    """How rows are read: as the run says. `here`: as the file `job` does."""
+    if here is None:
+        if model.reads:
+            return model.reads
+        raise FailedPrecondition(
+            f"the aggregator is of an earlier release, and does not say how run {run} reads columns; give "
+            "--job, the file that it was trained by"
+        )
+    if model.reads:
+        require_same(here, model.reads, str(job), run)
+        return model.reads
+    say(
+        f"{job} was not held against run {run}: the aggregator is of an earlier release, and does not say "
+        "how the run reads columns",
+        err=True,
+    )
+    return here
 
 
 def _ids_of(file: Path | None) -> tuple[str, ...]:

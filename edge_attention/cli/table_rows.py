@@ -1,19 +1,16 @@
-"""Rows of files of tables for a trained model: read as nodes read them, made inputs as the job says."""
+"""Rows of files of tables for a trained model: read as nodes read them, made inputs as its run's job says."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 import numpy as np
 
 from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.messages.training import RowsRead
 from edge_attention.core.tensors import Array
-from edge_attention.jobs.columns import Columns, Inputs, WhereMissing, prepared
-from edge_attention.jobs.federated_job import FederatedModel
-from edge_attention.jobs.job import FusionJob
-from edge_attention.jobs.job_file import read_job
+from edge_attention.jobs.row_reads import columns_of
 from edge_attention.tables.arrays import arrays_of
 from edge_attention.tables.options import split_file
 from edge_attention.tables.reading import read_table
@@ -23,36 +20,34 @@ __all__ = ["RowFiles"]
 
 
 class RowFiles:
-    """What `--rows FILE`, or of a fusion job `--rows NODE=FILE`, gives by a job's columns.
+    """What `--rows FILE`, or of a fusion run `--rows NODE=FILE`, gives by a job's columns.
 
     Attributes:
         ids: of the rows, in their order; empty: the files have none.
 
     Raises:
-        click.BadParameter: files are named otherwise than the job's kind needs.
-        InvalidArgument: the job or a file cannot be read, or files of two nodes have other rows.
+        click.BadParameter: files are named otherwise than the run's kind needs.
+        InvalidArgument: a file cannot be read, or files of two nodes have other rows.
     """
 
-    def __init__(self, job: Path, files: Sequence[str]) -> None:
-        said = read_job(job)
-        self._parts: list[tuple[str, str, Table, Inputs, Columns, WhereMissing | None]] = []
-        if isinstance(said, FusionJob):
-            pairs = [_named(file, [one.node for one in said.encoders]) for file in files]
+    def __init__(self, files: Sequence[str], reads: Sequence[RowsRead]) -> None:
+        """`reads`: how the run reads rows."""
+        self._parts: list[tuple[str, str, Table, RowsRead]] = []
+        by_node = {each.node: each for each in reads if each.node}
+        if by_node:
+            pairs = [_named(file, list(by_node)) for file in files]
             named = dict(pairs)
             if len(named) < len(pairs):
                 raise click.BadParameter("a node is given two files; give each one", param_hint="--rows")
             tables = _aligned({file: read_table(*split_file(file)) for file in named.values()})
-            for one in said.encoders:
-                if one.node in named:
-                    file = named[one.node]
-                    rest = (one.inputs, one.columns, one.missing_values)
-                    self._parts.append((f"{one.node}/", file, tables[file], *rest))
+            for node, each in by_node.items():
+                if node in named:
+                    self._parts.append((f"{node}/", named[node], tables[named[node]], each))
         else:
             if len(files) != 1:
                 raise click.BadParameter("give one file; its rows are the samples", param_hint="--rows")
-            inputs = said.model.inputs if isinstance(said.model, FederatedModel) else {}
             tables = {files[0]: read_table(*split_file(files[0]))}
-            self._parts.append(("", files[0], tables[files[0]], inputs, said.columns, said.missing_values))
+            self._parts.append(("", files[0], tables[files[0]], reads[0]))
         ids = next(iter(tables.values())).ids
         self.ids = () if ids is None else tuple(ids[row].decode() for row in range(len(ids)))
 
@@ -64,16 +59,13 @@ class RowFiles:
             InvalidArgument: a file lacks a column, or a row of it a value.
         """
         found: dict[str, Array] = {}
-        for prefix, file, table, inputs, columns, missing in self._parts:
-            single, spec = prepared(inputs, columns, missing, "inputs")
+        for prefix, file, table, reads in self._parts:
             wanted = [name.removeprefix(prefix) for name in takes if name.startswith(prefix)]
             # A fusion model's inputs that say whether a node has a sample are no columns.
-            wanted = [name for name in wanted if not prefix or name in single]
-            texts = {
-                name: spec.inputs[name].columns if name in spec.inputs else (single.get(name, name),)
-                for name in wanted
-            }
-            found |= {prefix + name: array for name, array in arrays_of(table, texts, spec, file).items()}
+            wanted = [name for name in wanted if not prefix or name in reads.inputs]
+            texts = {name: columns_of(reads, name) for name in wanted}
+            read = arrays_of(table, texts, reads.table, file)
+            found |= {prefix + name: array for name, array in read.items()}
         return found
 
 
@@ -82,7 +74,7 @@ def _named(text: str, nodes: Sequence[str]) -> tuple[str, str]:
     node, _, file = text.partition("=")
     if node not in nodes or not file:
         raise click.BadParameter(
-            f"{text!r}: each part of a fusion job has rows of its own: NODE=FILE, NODE of {', '.join(nodes)}",
+            f"{text!r}: each part of a fusion run has rows of its own: NODE=FILE, NODE of {', '.join(nodes)}",
             param_hint="--rows",
         )
     return node, file

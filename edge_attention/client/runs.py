@@ -7,7 +7,7 @@ import os
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_attention.client.connection import ClientConnection
@@ -23,6 +23,7 @@ from edge_attention.core.messages import training as jobs
 from edge_attention.core.messages.training import (
     ModelChunk,
     ParametersChunk,
+    RowsRead,
     RunState,
     TrainingRound,
     TrainingRun,
@@ -41,6 +42,24 @@ IDS = 1024
 PREDICT_SECONDS = 180.0
 
 
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a run has trained.
+
+    Attributes:
+        onnx: an ONNX file, ready to serve.
+        reads: how rows of tables become its inputs, as the run's own job says; empty: the aggregator is of an
+            earlier release, and does not say.
+    """
+
+    onnx: bytes
+    version: int
+    reads: tuple[RowsRead, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<TrainedModel of version {self.version}: {len(self.onnx):,} bytes>"
+
+
 class AsyncRun:
     """A run. Iterating yields every round from the first on and ends with the run.
 
@@ -50,7 +69,7 @@ class AsyncRun:
 
     def __init__(self, connection: ClientConnection, info: TrainingRun) -> None:
         self._connection = connection
-        self._model_held: tuple[int, bytes] | None = None
+        self._model_held: TrainedModel | None = None
         self.info = info
 
     @property
@@ -190,14 +209,24 @@ class AsyncRun:
             FailedPrecondition: the run has no such model: it is one of a step graph.
             InvalidGraph: the head says nothing without labels.
         """
-        return (await self._model(version))[0]
+        return (await self.trained(version)).onnx
+
+    async def trained(self, version: WhichVersion = None) -> TrainedModel:
+        """As `onnx`, with its version and how rows of tables become its inputs."""
+        reads: list[RowsRead] = []
+        request = jobs.GetModelRequest(self.id, *_checked(version))
+        chunks = self._connection.caller.receive(
+            services.GET_MODEL, request, silence=self._connection.timeout
+        )
+        data, number = await _joined(_noting(chunks, reads), f"the model of run {self.id}")
+        return TrainedModel(data, number, tuple(reads))
 
     async def save_onnx(self, file: str | Path, version: WhichVersion = None) -> int:
         """Write what `onnx` gives to a file; returns the version written."""
         file = values.path(file, "file")
-        data, version = await self._model(version)
-        await asyncio.to_thread(_write, file, data)
-        return version
+        model = await self.trained(version)
+        await asyncio.to_thread(_write, file, model.onnx)
+        return model.version
 
     async def predict(self, rows: Rows | Sequence[str], version: WhichVersion = None) -> Prediction:
         """What the trained model says of `rows`: its outputs by name, a row a sample; `.version`.
@@ -215,9 +244,8 @@ class AsyncRun:
         """
         if isinstance(rows, Mapping):
             arrays = flattened(rows)  # before the model comes for nothing
-            number, data = await self._loaded(version)
-            outputs = await asyncio.to_thread(predicted, data, arrays)
-            return Prediction(outputs, number)
+            model = await self._loaded(version)
+            return Prediction(await asyncio.to_thread(predicted, model.onnx, arrays), model.version)
         if not isinstance(rows, tuple | list) or not all(isinstance(one, str) for one in rows):
             raise InvalidArgument(
                 f"rows is {values.said(rows)}; give arrays by input, as {{'x': array}}, or a list of the ids "
@@ -237,13 +265,11 @@ class AsyncRun:
         reply = await self._connection.caller.unary(services.PREDICT, request, PREDICT_SECONDS)
         return len(ids), reply
 
-    async def _loaded(self, version: WhichVersion) -> tuple[int, bytes]:
+    async def _loaded(self, version: WhichVersion) -> TrainedModel:
         """The model of `version`; the last one that was asked for, without asking again, where it is that."""
         number, best = _checked(version)
-        if self._model_held is not None and self._model_held[0] == number and not best:
-            return self._model_held
-        data, number = await self._model(version)
-        self._model_held = number, data
+        if self._model_held is None or self._model_held.version != number or best:
+            self._model_held = await self.trained(version)
         return self._model_held
 
     async def _parameters(self, version: WhichVersion) -> tuple[bytes, int]:
@@ -252,13 +278,6 @@ class AsyncRun:
             services.GET_PARAMETERS, request, silence=self._connection.timeout
         )
         return await _joined(chunks, f"the parameters of run {self.id}")
-
-    async def _model(self, version: WhichVersion) -> tuple[bytes, int]:
-        request = jobs.GetModelRequest(self.id, *_checked(version))
-        chunks = self._connection.caller.receive(
-            services.GET_MODEL, request, silence=self._connection.timeout
-        )
-        return await _joined(chunks, f"the model of run {self.id}")
 
 
 def _checked(version: WhichVersion) -> tuple[int | None, bool]:
@@ -270,6 +289,13 @@ def _checked(version: WhichVersion) -> tuple[int | None, bool]:
             )
         return None, True
     return None if version is None else require_whole(version, "version"), False
+
+
+async def _noting(chunks: AsyncIterator[ModelChunk], reads: list[RowsRead]) -> AsyncIterator[ModelChunk]:
+    """The chunks; what they say of how rows are read is added to `reads`."""
+    async for chunk in chunks:
+        reads += chunk.reads
+        yield chunk
 
 
 async def _joined(chunks: AsyncIterator[ParametersChunk | ModelChunk], what: str) -> tuple[bytes, int]:

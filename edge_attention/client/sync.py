@@ -30,7 +30,7 @@ from edge_attention.client.models import AsyncServedModel, ModelResult, OnDeploy
 from edge_attention.client.plans import JobPlan
 from edge_attention.client.predictions import Prediction, Rows
 from edge_attention.client.results import Answer, Appended
-from edge_attention.client.runs import AsyncRun, Event, WhichVersion
+from edge_attention.client.runs import AsyncRun, Event, TrainedModel, WhichVersion
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages import attention as wire
 from edge_attention.core.messages.ensembles import DeployedEnsemble
@@ -674,6 +674,10 @@ class Run:
         """The run's model with the parameters of `version` in it: an ONNX file, ready to serve; see
         AsyncRun.onnx."""
         return self._client._wait(self._run.onnx(version))
+
+    def trained(self, version: WhichVersion = None) -> TrainedModel:
+        """As `onnx`, with its version and how rows of tables become its inputs."""
+        return self._client._wait(self._run.trained(version))
 
     def save_onnx(self, file: str | Path, version: WhichVersion = None) -> int:
         """Write what `onnx` gives to a file; returns the version written."""

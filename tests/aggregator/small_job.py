@@ -27,6 +27,11 @@ IDS = [f"P{i}" for i in range(SAMPLES)]
 
 def job(**changed):
     """The job as it travels, and its files by digest."""
+    return said(**changed).prepare()
+
+
+def said(**changed):
+    """The job as a user writes it."""
     fields = {
         "name": "small",
         "encoders": tuple(Encoder(lab, "x", MODELS[lab], {"x": "x"}) for lab in "ab"),
@@ -38,7 +43,7 @@ def job(**changed):
         "holdout": 0.2,
         **changed,
     }
-    return FusionJob(**fields).prepare()
+    return FusionJob(**fields)
 
 
 def written(models, folder):

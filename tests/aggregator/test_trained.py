@@ -32,8 +32,9 @@ from edge_attention.core.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from edge_attention.core.messages.training import MissingSamples, PredictRequest
+from edge_attention.core.messages.training import GetModelRequest, MissingSamples, PredictRequest
 from edge_attention.jobs.job import Head
+from edge_attention.jobs.row_reads import reads_of
 
 
 def trained(ask, few=None, **changed):
@@ -57,8 +58,24 @@ def trained(ask, few=None, **changed):
 
 
 async def model_of(house, run, **chosen):
-    async with house.runs.model(run, chosen.pop("version", None), **chosen) as (version, path):
-        return version, path.read_bytes()
+    async with house.runs.model(run, chosen.pop("version", None), **chosen) as model:
+        return model.version, model.path.read_bytes()
+
+
+def test_the_model_says_how_rows_become_its_inputs():
+    """In the first message, as the job that the run keeps does."""
+
+    async def ask(house, run):
+        call = SimpleNamespace(peer=lambda: "here")
+        chunks = [each async for each in TrainingApi(house.runs).model(GetModelRequest(run), call)]
+        assert [bool(each.reads) for each in chunks] == [True] + [False] * (len(chunks) - 1)
+        assert not chunks[0].data
+        assert len(chunks) > 1
+        return chunks[0].reads
+
+    reads = reads_of(small_job.said())
+    assert trained(ask) == reads
+    assert [each.node for each in reads] == ["a", "b", ""]
 
 
 def one_machine(parameters, feeds, count):

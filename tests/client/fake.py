@@ -50,7 +50,7 @@ class Fake:
 
     `broken` says what becomes of the next calls of Append: "before" or "after" the tokens are stored the
     connection breaks. `endless` keeps a run from ending. `federated` makes the rounds those of a federated
-    run; `lost` bytes of the trained model never come.
+    run; `lost` bytes of the trained model never come, whose inputs are read by `reads`.
     """
 
     def __init__(self) -> None:
@@ -65,6 +65,7 @@ class Fake:
         self.federated = False
         self.endless = False
         self.trained, self.lost = b"an ONNX file" * 50, 0
+        self.reads: tuple[jobs.RowsRead, ...] = (jobs.RowsRead(),)
         self.end = jobs.TrainingRun("r1", "job", jobs.RunState.FINISHED, "", 5, 5, 5, 0.0)
         self.arrays = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(1, np.float32)}
         self.handlers = {
@@ -285,6 +286,7 @@ class Fake:
     async def model(self, request, context):
         version = 5 if request.version is None else request.version
         size = len(self.trained) + self.lost
+        yield jobs.ModelChunk(version, size, b"", self.reads)
         for at in range(0, len(self.trained), 100):
             yield jobs.ModelChunk(version, size, self.trained[at : at + 100])
 

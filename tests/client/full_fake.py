@@ -24,9 +24,9 @@ ROW = np.arange(8, dtype=np.float32)[None]
 REPORT = i.GenerateReport("length", 2, 1, 7, 1, 0, 0, {"tokens": 0.1})
 
 
-def small_model() -> bytes:
-    """An ONNX file: y = x, rows of eight numbers."""
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 8]) for name in "xy")
+def small_model(width: int = 8) -> bytes:
+    """An ONNX file: y = x, rows of `width` numbers."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width]) for name in "xy")
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "small", [x], [y])
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     onnx.checker.check_model(made)

@@ -1,13 +1,23 @@
-"""`edge-attention predict --rows`: files of tables, by the job that a run was trained by."""
+"""`edge-attention predict --rows`: files of tables, read by the job that the run keeps."""
 
 from __future__ import annotations
 
+import json
+import sys
+
 import click
 import pytest
+from full_fake import small_model
 
+from edge_attention.cli import main as cli_main
 from edge_attention.cli.table_rows import RowFiles
 from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.messages.table import InputColumns, TableSpec
+from edge_attention.core.messages.training import RowsRead
+from edge_attention.jobs.job_file import read_job
+from edge_attention.jobs.row_reads import differences, reads_of
 
+MANY = tuple(f"c{number}" for number in range(300))
 PART = """
 [[encoders]]
 node = "{0}"
@@ -50,19 +60,24 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def kept(job):
+    """How a run of the job says that rows are read."""
+    return reads_of(read_job(job))
+
+
 def test_rows_of_two_nodes_are_matched_by_their_ids(folder):
-    rows = RowFiles(folder / "fusion.toml", ("a=a.csv", "b=b.csv?id=who"))
+    rows = RowFiles(("a=a.csv", "b=b.csv?id=who"), kept(folder / "fusion.toml"))
     assert rows.ids == ("P1", "P2")
     found = rows.arrays(("a/x", "b/x", "b/present"))
     assert {name: array.tolist() for name, array in found.items()} == {
         "a/x": [[2, 1], [4, 3]],
         "b/x": [[5, 6], [7, 8]],
     }
-    assert list(RowFiles(folder / "fusion.toml", ("b=b.csv",)).arrays(("a/x", "b/x"))) == ["b/x"]
+    assert list(RowFiles(("b=b.csv",), kept(folder / "fusion.toml")).arrays(("a/x", "b/x"))) == ["b/x"]
 
 
 def test_labels_are_not_looked_for_and_what_the_job_does_not_name_is_a_column(folder):
-    rows = RowFiles(folder / "rows.toml", ("a.csv",))
+    rows = RowFiles(("a.csv",), kept(folder / "rows.toml"))
     found = rows.arrays(("x", "v"))
     assert found["x"].tolist() == [[2, 1], [4, 3]]
     assert found["v"].tolist() == [1, 3]
@@ -82,4 +97,124 @@ def test_labels_are_not_looked_for_and_what_the_job_does_not_name_is_a_column(fo
 def test_files_that_do_not_fit(folder, job, files, error, said):
     (folder / "c.csv").write_text("id,u,v\nP1,5,6\nP3,7,8\n")
     with pytest.raises(error, match=said):
-        RowFiles(folder / job, files)
+        RowFiles(files, kept(folder / job))
+
+
+CATEGORIES = """
+name = "rows"
+rounds = 1
+dataset = "rows"
+strategy = "fedavg"
+model = { file = "m.onnx", loss = "cross_entropy", inputs = { x = ["age", "sex"], labels = "ill" } }
+local = { optimizer = { name = "sgd" }, batch = 1 }
+[columns.sex]
+categories = ["female", "male"]
+one_hot = true
+missing = "female"
+[columns.ill]
+categories = ["no", "yes"]
+"""
+SWAPPED = CATEGORIES.replace('["female", "male"]', '["male", "female"]')
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "said"),
+    [
+        (
+            '["female", "male"]',
+            '["male", "female"]',
+            ["column sex has its categories in another order: male, female, in the run female, male"],
+        ),
+        (
+            '["no", "yes"]',
+            '["no", "yes", "?"]',
+            ["column ill has categories no, yes, ?, in the run no, yes"],
+        ),
+        ('["age", "sex"]', '["sex", "age"]', ["input x is made of sex, age, in the run age, sex"]),
+        ('labels = "ill"', 'labels = ["ill"]', ["input labels is a list of columns, in the run one column"]),
+        ("one_hot = true", "one_hot = false", ["column sex is not one_hot, in the run one_hot"]),
+        ('missing = "female"', 'missing = "male"', ["column sex: missing is male, in the run female"]),
+        ('missing = "female"\n', "", ["column sex: missing is as for all columns, in the run female"]),
+        ("rounds = 1", "rounds = 1\nmissing_values = 7", ["missing_values is 7.0, in the run refuse"]),
+        # Said in another way, and the same.
+        ("rounds = 1", "rounds = 20\nmissing_values = 'refuse'", []),
+        ('labels = "ill"', 'ill = "ill", labels = "ill"', []),
+    ],
+)
+def test_in_what_a_file_reads_rows_otherwise_than_a_run(folder, was, now, said):
+    assert was in CATEGORIES
+    (folder / "run.toml").write_text(CATEGORIES)
+    (folder / "here.toml").write_text(CATEGORIES.replace(was, now))
+    assert differences(kept(folder / "here.toml"), kept(folder / "run.toml")) == said
+
+
+def test_a_file_of_a_job_of_other_nodes(folder):
+    (folder / "other.toml").write_text(FUSION.replace('node = "b"', 'node = "c"'))
+    assert differences(kept(folder / "other.toml"), kept(folder / "fusion.toml")) == [
+        "its rows are on a, c, the run's on a, b"
+    ]
+    (folder / "other.toml").write_text(FUSION.replace('x = ["u", "v"]', 'x = ["v", "u"]'))
+    assert differences(kept(folder / "other.toml"), kept(folder / "fusion.toml")) == [
+        f"node {node}: input x is made of v, u, in the run u, v" for node in "ab"
+    ]
+
+
+def test_long_lists_that_differ_are_said_from_there(folder):
+    one, two = (
+        [RowsRead(table=TableSpec({"x": InputColumns(names)}))] for names in (MANY, (*MANY[:-1], "z"))
+    )
+    assert differences(one, two) == [f"input x is made of ... {MANY[-1]}, in the run ... z"]
+
+
+@pytest.fixture
+def predict(address, fake, folder, capsys, monkeypatch):
+    """Runs `predict r1` of a run that was trained by CATEGORIES; (exit code, stdout, stderr)."""
+    (folder / "run.toml").write_text(CATEGORIES)
+    (folder / "swapped.toml").write_text(SWAPPED)
+    (folder / "new.csv").write_text("sex,age\nmale,40\nfemale,50\n,60\n")
+    fake.trained = small_model(3)
+    fake.reads = kept(folder / "run.toml")
+
+    def invoke(*args):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["edge-attention", "--aggregator", address, "predict", "r1", *args])
+        with pytest.raises(SystemExit) as end:
+            cli_main.main()
+        return end.value.code, *capsys.readouterr()
+
+    return invoke
+
+
+def outputs(said):
+    code, out, _ = said
+    assert code == 0
+    return json.loads(out)["outputs"]["y"]
+
+
+def test_rows_are_read_as_the_run_says_whatever_file_is_at_hand(predict):
+    rows = [[40, 0, 1], [50, 1, 0], [60, 1, 0]]
+    assert outputs(predict("--rows", "new.csv", "--json")) == rows
+    assert outputs(predict("--rows", "new.csv", "--job", "run.toml", "--json")) == rows
+    code, out, err = predict("--rows", "new.csv", "--job", "swapped.toml", "--json")
+    assert (code, out) == (1, "")
+    assert err == (
+        "edge-attention: swapped.toml is not the job that run r1 was trained by: column sex has its "
+        "categories in another order: male, female, in the run female, male. Leave it out: rows are read "
+        "as the run's own job says\n"
+    )
+
+
+def test_an_aggregator_that_does_not_say_how_rows_are_read(predict, fake):
+    fake.reads = ()
+    code, _, err = predict("--rows", "new.csv")
+    assert code == 1
+    assert "does not say how run r1 reads columns; give --job, the file that it was trained by" in err
+    code, _, err = said = predict("--rows", "new.csv", "--job", "run.toml", "--json")
+    assert outputs(said)[0] == [40, 0, 1]
+    assert err.startswith("run.toml was not held against run r1: the aggregator is of an earlier release")
+
+
+def test_a_job_is_for_rows(predict):
+    code, _, err = predict("--job", "run.toml", "--id", "P1")
+    assert code == 2
+    assert "--job says how --rows are read; give --rows, too" in err

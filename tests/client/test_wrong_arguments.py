@@ -33,7 +33,7 @@ RIGHT = {
     "append_dataset": {"node": "a", "dataset": "d", "model": b"m", "inputs": {"x": "x"}},
     "import_context": {"file": "KEPT"}, "forget_node": {"node": "a"}, "trim": {"positions": range(1)},
     "repair": {}, "export": {"file": "FILE"}, "describe": {},
-    "events": {}, "parameters": {}, "save_parameters": {"file": "FILE"}, "onnx": {},
+    "events": {}, "parameters": {}, "save_parameters": {"file": "FILE"}, "onnx": {}, "trained": {},
     "save_onnx": {"file": "FILE"}, "predict": {"rows": {"x": ONES[0]}}, "model": {"name": "m"},
     "deploy": {"model": b"m", "name": "m", "plan": "tokens"},
     "deploy_ensemble": {"file": 'how = "mean"\n', "name": "m"}, "ensemble": {"name": "m"},

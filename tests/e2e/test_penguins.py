@@ -118,13 +118,21 @@ def test_the_species_over_three_nodes_as_well_as_on_one_machine(folder, drop):
                     fleet.start_aggregator()
             found = run.parameters()
             if not drop:
-                # Rows that are here, read by the job's columns, are what arrays made by hand are.
-                given = ("--job", str(folder / "job.toml"), "--rows", str(HERE / "penguins.csv"), "--json")
-                flags = ("--aggregator", fleet.address, "predict", run.id, *given)
-                done = command("edge_attention.cli.main", *flags)
-                assert done.returncode == 0, done.stderr
-                said = np.array(json.loads(done.stdout)["outputs"]["logits"])
-                np.testing.assert_allclose(said, run.predict({"x": x})["logits"], atol=1e-5)
+                # Rows that are here, read as the run's job says, are what arrays made by hand are.
+                swapped = (folder / "job.toml").read_text().replace('"female", "male"', '"male", "female"')
+                (folder / "swapped.toml").write_text(swapped)
+                for file in ("", "job.toml", "swapped.toml"):
+                    given = ("--job", str(folder / file)) if file else ()
+                    rows = ("--rows", str(HERE / "penguins.csv"), "--json")
+                    flags = ("--aggregator", fleet.address, "predict", run.id, *given, *rows)
+                    done = command("edge_attention.cli.main", *flags)
+                    if file == "swapped.toml":
+                        assert done.returncode == 1, done.stdout
+                        assert "column sex has its categories in another order: male, female" in done.stderr
+                        continue
+                    assert done.returncode == 0, done.stderr
+                    said = np.array(json.loads(done.stdout)["outputs"]["logits"])
+                    np.testing.assert_allclose(said, run.predict({"x": x})["logits"], atol=1e-5)
     assert [record.number for record in rounds] == list(range(1, 121))
     said = "11 rows lack a value and are left out: 5 of node Biscoe, 1 of node Dream, 5 of node Torgersen"
     assert (said in run.info.notes) == drop, run.info.notes

@@ -378,12 +378,32 @@ class GetModelRequest:
 
 
 @dataclass(frozen=True)
+class RowsRead:
+    """How rows of a table become inputs of a trained model, as the job of its run says.
+
+    Attributes:
+        node: of a fusion run an encoder's, whose inputs the model calls `<node>/<input>`; empty: they are the
+            whole model's, or of a fusion run the head's.
+        inputs: input -> column; one left out is the column of its own name.
+        table: what else the job says of the columns.
+    """
+
+    node: str = ""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    table: TableSpec = field(default_factory=TableSpec)
+
+
+@dataclass(frozen=True)
 class ModelChunk:
-    """A piece of an ONNX file of `size` bytes that holds version `version`."""
+    """A piece of an ONNX file of `size` bytes that holds version `version`.
+
+    `reads`: in the first, which has no data.
+    """
 
     version: int
     size: int
     data: bytes
+    reads: tuple[RowsRead, ...] = ()
 
 
 @dataclass(frozen=True)
