@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -110,6 +110,12 @@ class Attender:
         deadline = max(min(given, seconds) - (planned - started), 0.0)
         async with self._turns.attend(work, len(plan.parts)).turn(caller, size, deadline) as turn:
             response, outcome = await self._ask(context, request, plan, given, started, planned, turn.waited)
+            if outcome.missing and not _names(context, outcome.missing):
+                # Trimmed since it was planned: of what is left there is an exact answer.
+                plan = await self._plan(context, request, caller, seconds)
+                require_answer(context, request, plan)
+                waited = time.perf_counter() - planned
+                response, outcome = await self._ask(context, request, plan, given, started, planned, waited)
             turn.congested = _congested(outcome)
         self._turns.learn(work, _busiest(outcome))
         return response, outcome
@@ -302,6 +308,11 @@ class Attender:
             positions = parts[id].segment.positions
             weights[:, :, positions.at(range(positions.count))] = np.nan
         return weights
+
+
+def _names(context: StoredContext, segments: Collection[str]) -> bool:
+    """Whether these are segments of the context as it is now."""
+    return {segment.id for segment in context.segments}.issuperset(segments)
 
 
 def _missing(part: PlanPart, why: str) -> Missing:

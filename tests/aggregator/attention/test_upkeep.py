@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from house import House, until
 
 from aggregator.attention.contexts import SEGMENT_BYTES
 from aggregator.attention.upkeep import Upkeep
+from aggregator.bounds import turns
 from aggregator.bounds.bounds import CONTEXT_BYTES
 from edge_attention.core.errors import EmptyContext, FailedPrecondition, InvalidArgument, Unavailable
 from edge_attention.core.messages.attention import AttendRequest, ContextSpec
@@ -216,5 +219,78 @@ def test_who_has_no_room_left_for_what_is_known_of_segments_can_still_trim():
         await house.upkeep.trim("c", range(600, 800))
         await exact(house, np.setdiff1d(np.arange(1300), np.arange(600, 800)))
         assert context.leases[1].amount == SEGMENT_BYTES + sum(s.nbytes for s in context.segments)
+
+    run(scenario)
+
+
+class TrimmedMeanwhile(turns.Turns):
+    """Attends are planned, then `gone` is trimmed, and then it is their turn.
+
+    `told`: the nodes that have forgotten it by then; the others will later.
+    """
+
+    def __init__(self, house, gone, told):
+        super().__init__()
+        self.house, self.gone, self.told, self.later = house, gone, told, []
+
+    def attend(self, work, segments=1):
+        return self
+
+    @contextlib.asynccontextmanager
+    async def turn(self, caller, size, deadline):
+        post, self.house.trips.post = self.house.trips.post, self.post
+        self.posted = post
+        await self.house.upkeep.trim("c", self.gone)
+        self.house.trips.post = post
+        held = {s.id for s in self.house.contexts.get("c").segments}
+        for name in self.told:
+            sequences = self.house.boxes[name].node.store.sequences
+            await until(lambda names=sequences: {n.split("/")[2] for n in names()} <= held)
+        yield SimpleNamespace(waited=0.0, congested=False)
+        for one in self.later:
+            post(*one)
+
+    def post(self, node, instructions):
+        if node in self.told:
+            self.posted(node, instructions)
+        else:
+            self.later.append((node, instructions))
+
+
+@pytest.mark.parametrize("gone", [(0, 700), (0, 10), (600, 800), (700, 1300), (5, 1295)])
+@pytest.mark.parametrize("told", ["", "a", "b", "ab"])
+def test_an_attend_that_was_planned_before_a_trim_is_of_all_there_was_or_of_all_that_is_left(gone, told):
+    async def scenario(house):
+        await filled(house)
+        house.attender._turns = TrimmedMeanwhile(house, range(*gone), told)
+        whole = np.arange(1300)
+        left = np.setdiff1d(whole, np.arange(*gone))
+        lost = {"a": gone[0] < 700, "b": gone[1] > 700}
+        await exact(house, left if any(lost[name] for name in told) else whole)
+
+    run(scenario)
+
+
+def test_weights_of_what_was_trimmed_before_they_were_asked_for_are_not_known():
+    async def scenario(house):
+        await filled(house)
+        make, trips = house.trips.make, []
+
+        async def trimmed(*args, **options):
+            if trips:
+                await house.upkeep.trim("c", range(700, 1300))
+                await until(lambda: not house.boxes["b"].node.store.sequences())
+            trips.append(await make(*args, **options))
+            return trips[-1]
+
+        house.trips.make = trimmed
+        response = await house.attender.attend(AttendRequest("c", QUERIES, weights=True))
+        scores = reference.scores(QUERIES, KEYS, 0.5)
+        _, lse = reference.attend(scores, VALUES)
+        weights = np.asarray(response.weights)
+        assert np.isnan(weights[:, :, 700:]).all()
+        np.testing.assert_allclose(
+            weights[:, :, :700], np.exp(scores - lse[..., None])[:, :, :700], atol=1e-6
+        )
 
     run(scenario)
