@@ -89,7 +89,8 @@ def troubles(now: float, queries: Iterable[Query], spans: Iterable[Span]) -> Ite
         if count and outcome in last:
             query = last[outcome]
             clock = time.strftime("%H:%M:%S", time.localtime(query.time))
-            why = f" The last, at {clock}: {'; '.join(query.why[:NAMED])}." if query.why else ""
+            so = ", lacked " if outcome == "partial" else ": "
+            why = f" The last, at {clock}{so}{'; '.join(query.why[:NAMED])}." if query.why else ""
             were = "was partial" if count == 1 else "were partial"
             kind = were if outcome == "partial" else "failed"
             text = f"{count:,} of {total:,} queries in the last five minutes {kind}.{why}"

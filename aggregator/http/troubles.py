@@ -6,8 +6,9 @@ seconds that count on; `since` is for that.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 
 from aggregator.observe.page import Fleet, Lack, PagePart, Trouble
 from aggregator.store import disk
@@ -40,11 +41,29 @@ def troubles(fleet: Fleet, parts: Iterable[PagePart]) -> dict[str, dict[str, obj
         )
         for key, trouble in part
     }
+    away = {name for key, one in found.items() if key.startswith("nodes/") for name in one.nodes}
     for told in parts:
-        found |= told.troubles
+        found |= {key: replace(one, text=_once(one.text, away)) for key, one in told.troubles.items()}
     order = ("bad", "warn", "note")
     ranked = sorted(found.items(), key=lambda item: (item[1].over, order.index(item[1].severity)))
     return {key: {**asdict(trouble), "rank": rank} for rank, (key, trouble) in enumerate(ranked)}
+
+
+def _once(text: str, away: Collection[str]) -> str:
+    """A sentence of what comes of it, without why nodes are away of which another sentence tells.
+
+    >>> _once("200 tokens of b: node 'b' is lost; run r waits for node 'b' (lost), c (lost)", ["b"])
+    "200 tokens of b; run r waits for node 'b', c (lost)"
+    """
+
+    def without(said: re.Match[str]) -> str:
+        who, quoted, bare, of = said.groups()
+        return (who or "") if (quoted or bare or of) in away else said[0]
+
+    return _LOST_TOLD.sub(without, text)
+
+
+_LOST_TOLD = re.compile(r"(node '([^']+)'|\b([\w.-]+)) \(lost\)|: node '([^']+)' is lost")
 
 
 @dataclass(frozen=True)

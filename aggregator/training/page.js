@@ -3,7 +3,7 @@
 import { lineChart } from "/charts.js";
 import { h } from "/dom.js";
 import { label, linked, named, names } from "/fleet.js";
-import { clock, count, percent, plural, short, some, took, when } from "/format.js";
+import { clock, count, percent, plural, sentence, short, some, took, when } from "/format.js";
 import { figure, section, strips } from "/parts.js";
 import { record } from "/records.js";
 
@@ -83,12 +83,12 @@ function card(id, run, state, width, redraw) {
   const loss = last(curves?.loss, "loss"), held = last(curves?.evaluation, "loss");
   const metrics = Object.keys(curves?.evaluation.y ?? {}).filter((name) => name !== "loss");
   const waits = run.state === "running" && run.waiting;
-  const sentence = run.waiting.includes(" waits for ") ? run.waiting : `waits for ${run.waiting}`;
+  const said = run.waiting.includes(" waits for ") ? run.waiting : `waits for ${run.waiting}`;
   return h("article", { class: "card", id: `run-${id}`, key: id, "data-run": id, "data-state": run.state },
     h("div", { class: "head" }, h("h3", {}, linked("run", id)), h("span", { class: `badge ${STATES[run.state] ?? "note"}` }, run.state),
       h("span", { class: "soft small push" }, `${run.name}, begun ${when(run.created)}`)),
-    waits ? h("p", { class: "waits" }, `${sentence[0].toUpperCase()}${sentence.slice(1)}.`) : null,
-    run.state === "failed" ? failed(run) : run.detail ? h("p", { class: "soft" }, run.detail) : null,
+    waits ? h("p", { class: "waits" }, `${sentence(said)}.`) : null,
+    run.state === "failed" ? failed(run) : run.detail ? h("p", { class: "soft" }, sentence(run.detail)) : null,
     h("dl", { class: "figures" },
       figure("round", `${count(run.round)} of ${count(run.rounds)}`),
       figure("version", count(run.version)),
@@ -109,7 +109,7 @@ function card(id, run, state, width, redraw) {
 }
 
 /** Why it failed and what to do: said here only, and pointed to from what was wrong. */
-const failed = (run) => h("div", { class: "failed" }, h("p", {}, run.detail), run.remedy ? h("p", { class: "soft small" }, run.remedy) : null);
+const failed = (run) => h("div", { class: "failed" }, h("p", {}, sentence(run.detail)), run.remedy ? h("p", { class: "soft small" }, run.remedy) : null);
 
 function lossChart(id, curves, width, redraw) {
   const { loss, evaluation } = curves;

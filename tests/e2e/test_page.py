@@ -141,6 +141,8 @@ def test_what_was_wrong_is_told_apart_from_what_is_and_can_be_put_away(lively, b
     run = lively.client.train(lively.steep)
     until(lambda: run.describe().state is RunState.FAILED, "the run that diverges")
     reason, card = run.describe().detail, f"[data-run={run.id}]"
+    assert reason.startswith("the update of every node")
+    reason = f"T{reason[1:]}"  # as a sentence begins
     browser.wait(f"What was wrong.*Run {run.id} failed after round", "#past")
     assert browser.text("h1") == "All is well", "nothing is wrong now"
     browser.wait("start it anew", card)

@@ -58,3 +58,6 @@ export function some(items, limit = 3) {
 
 /** When something was: the time of day alone, if it was on the day of `at`. */
 export const since = (time, at) => (new Date(time * 1000).toDateString() === new Date(at * 1000).toDateString() ? clock(time) : when(time));
+
+/** A clause as a sentence begins; one that begins with a name of something is left as it is. */
+export const sentence = (text) => (/^[a-z]+[ ,]/.test(text) ? `${text[0].toUpperCase()}${text.slice(1)}` : text);

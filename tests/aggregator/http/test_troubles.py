@@ -205,5 +205,23 @@ def test_partial_answers_of_the_last_minutes_with_the_last_cause():
     )
 
 
+def test_why_nodes_are_away_is_said_once():
+    away = [node(name, NodeState.LOST, 30.0) for name in "bc"]
+    waits = run(waiting="node 'b' (lost), node 'c' (lost), node 'd' (lost), until 12:00")
+    why = ("200 tokens of b: node 'b' is lost", "9 tokens of d: node 'd' is lost")
+    query = Query(7, NOW - 5, "memory", 1, "partial", 100, 0.5, why=why)
+    spans = [Span(NOW - 10, {"exact": 0, "partial": 1, "failed": 0})]
+    told = found(nodes=away, runs=[waits], queries=[query], spans=spans)
+    assert told["nodes/lost"]["text"] == "Nodes b and c are lost."
+    assert told["run/r-1"]["text"] == "Run r-1 waits for node 'b', node 'c', node 'd' (lost), until 12:00."
+    assert told["answers/partial"]["text"].endswith(
+        ", lacked 200 tokens of b; 9 tokens of d: node 'd' is lost."
+    )
+    waits = run(waiting="b (lost), c (asked 3.0 s ago) and d (lost)")
+    assert found(nodes=away, runs=[waits])["run/r-1"]["text"] == (
+        "Run r-1 waits for b, c (asked 3.0 s ago) and d (lost)."
+    )
+
+
 def test_a_certificate_that_has_ended():
     assert set(found(days={"a": 3.0, "b": -0.1})) == {"certificates"}
