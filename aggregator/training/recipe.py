@@ -9,6 +9,7 @@ from aggregator.inference.runner import ModelRunner
 from aggregator.store.parameters import ParameterStore
 from aggregator.training.activity import RunActivity
 from aggregator.training.housekeeping import Housekeeping
+from aggregator.training.kept_plans import KeptPlans
 from aggregator.training.metrics import RunMetrics
 from aggregator.training.page import TrainingPage
 from aggregator.training.planner import MakePlan, make
@@ -18,11 +19,12 @@ from aggregator.training.services import Services
 
 
 def training(engine: Engine, plan: MakePlan = make) -> Recipe:
-    """Trains. Runs of an earlier life go on when the server resumes. `plan` makes jobs' plans."""
+    """Trains. Runs of an earlier life go on when the server resumes. `plan` makes jobs' plans, each once."""
     e, activity, metrics = engine, RunActivity(), RunMetrics(engine.metrics)
     parts = (e.state, ParameterStore(e.state), e.membership, e.trips, e.bulk, e.link)
     runner = ModelRunner(engine)
-    runs = Runs(Services(*parts, metrics, e.patience, runner, activity, plan), e.budgets)
+    plans = KeptPlans(plan, e.state.directory)
+    runs = Runs(Services(*parts, metrics, e.patience, runner, activity, plans), e.budgets)
     housekeeping = Housekeeping(e.state, runs, e.retention, e.metrics)
 
     def resume() -> None:
