@@ -22,7 +22,8 @@ from edge_attention.core.errors import DataLoss, InvalidGraph, NotFound
 from edge_attention.core.schedule.extents import take
 from edge_attention.core.schedule.schedule import Weight
 from edge_attention.core.tensors import Array
-from edge_attention.graphs.reading import read_with_notes
+from edge_attention.graphs.axes.older import modern
+from edge_attention.graphs.reading import read_older
 
 __all__ = ["KEPT_BYTES", "MAX_WEIGHTS", "OpenModel", "WeightPlace", "open_model"]
 
@@ -122,8 +123,7 @@ def open_model(path: Path) -> OpenModel:
             raise InvalidGraph(f"{where} is empty")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             slim, places, shapes = _Slimming(data, where, path.parent).slimmed()
-    written = read_with_notes(slim, where)
-    model = ModelProto.FromString(written)
+    model = modern(read_older(slim, where), where)
     _require_made_once(model, where)
     # Each of them was an input while the strict reader looked at the graph.
     declared = {value.name: value for value in model.graph.input if value.name in places}

@@ -42,6 +42,9 @@ from edge_attention.graphs.reading.needed import graphs_in
 
 __all__ = ["SegmentGraph"]
 
+_IR = 4
+"""The version from which on a constant need not be an input, too: files are older, segments are not."""
+
 
 @dataclass
 class SegmentGraph:
@@ -376,7 +379,7 @@ class SegmentGraph:
             if domain in used or not domain
         ]
         return helper.make_model(
-            graph, opset_imports=opsets, ir_version=min(self.all.bound.ir_version, IR_VERSION)
+            graph, opset_imports=opsets, ir_version=max(min(self.all.bound.ir_version, IR_VERSION), _IR)
         )
 
 

@@ -20,6 +20,7 @@ from edge_attention.graphs.reading.reader import (
     check_graph,
     read_graph,
     read_needed,
+    read_older,
     read_with_notes,
 )
 
@@ -30,5 +31,6 @@ __all__ = [
     "check_graph",
     "read_graph",
     "read_needed",
+    "read_older",
     "read_with_notes",
 ]

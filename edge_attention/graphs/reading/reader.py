@@ -37,7 +37,15 @@ from edge_attention.graphs.reading.operators import DOMAINS, of_operators, stand
 from edge_attention.graphs.reading.scan import scan
 from edge_attention.graphs.reading.walk import Key, Walk, key_of
 
-__all__ = ["CheckedGraph", "Wanted", "check_graph", "read_graph", "read_needed", "read_with_notes"]
+__all__ = [
+    "CheckedGraph",
+    "Wanted",
+    "check_graph",
+    "read_graph",
+    "read_needed",
+    "read_older",
+    "read_with_notes",
+]
 
 Wanted = Callable[[tuple[str, ...]], Collection[str]]
 """From the names of a model's outputs to the values of it that are wanted; may raise InvalidGraph."""
@@ -129,6 +137,20 @@ def read_with_notes(data: bytes, where: str) -> bytes:
         InvalidGraph: as `read_graph`.
     """
     model, _, _ = _read(data, where, notes=True)
+    written: bytes = model.SerializeToString(deterministic=True)
+    return written
+
+
+def read_older(data: bytes, where: str) -> bytes:
+    """As `read_with_notes`, of an opset from MIN_CONVERTED on: one before MIN_OPSET has to be raised before
+    anything runs it. A size of -1, as older exporters write what is open, is left out.
+
+    Raises:
+        InvalidGraph: as `read_graph`.
+    """
+    model = _parsed(data, where)
+    open_sizes(model.graph)
+    _checked(model, where, len(data), notes=True, oldest=MIN_CONVERTED)
     written: bytes = model.SerializeToString(deterministic=True)
     return written
 
