@@ -85,8 +85,7 @@ def cut(axes: Axes, plan: CutPlan, known: bool = False, attention: bool = False)
         partitioner.stock.dims,
     )
     coverage, lacking = _coverage(axes, stages)
-    if not cuts_no_layer(plan):
-        lacking = "; ".join(filter(None, (lacking, jumps(axes))))
+    lacking = "; ".join(filter(None, (lacking, jumps(axes, {stage.cut for stage in plan.stages}))))
     schedule = replace(emitted.schedule, coverage=coverage, lacking=lacking)
     schedule.check()
     made = replace(emitted, schedule=schedule)

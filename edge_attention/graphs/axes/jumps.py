@@ -1,27 +1,46 @@
-"""Products that round what they are given: a difference of 1e-7 before one may be 1e-2 behind it."""
+"""What rounds coarsely within a model: a difference of 1e-7 before it may be 1e-2 behind it.
+
+Parts add in another order than one box, which is 1e-7. Where that is rounded to int8 or float16 afterwards,
+it is the same number or the one beside it, a step of 255, or of 2,048, away.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from edge_attention.core.placement.cuts.choice import PlanWanted
 from edge_attention.core.placement.cuts.costs import ModelCosts
 from edge_attention.core.schedule.plan import Cut
 from edge_attention.graphs.axes.model_axes import Axes
+from edge_attention.graphs.axes.rule import Does
+from edge_attention.graphs.axes.rules_moves import MOVES
 
 __all__ = ["exact_only", "jumps"]
 
 _INT8 = 4
 """`accuracy_level` of a product that rounds its activations to int8, a scale to each block."""
+_WITHIN = (Cut.BATCH, Cut.TOKENS, Cut.HEADS)
+_MOVES = frozenset((*MOVES, "Identity", "Cast"))
+"""Operators that round nothing; or, a Cast, what somebody asks to be rounded."""
+_QUANTISE = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "QuantizeLinear"})
 
 
-def jumps(axes: Axes) -> str:
-    """Why a plan that cuts within layers does not answer what the file does to 1e-5; empty: it does.
+def jumps(axes: Axes, cuts: Collection[Cut]) -> str:
+    """Why a plan that cuts so does not answer what the file does to 1e-5; empty: it does.
 
-    Parts add in another order than one box, which is 1e-7; a product with an `accuracy_level` of 4 (weights
-    of 4 bits as onnxruntime-genai's builder writes them) rounds that to the next of 255 steps or the one
-    beside it. By layers and as replicas nothing is added otherwise.
+    As replicas nothing is added or rounded otherwise, nor by layers, but in float16: ONNX Runtime computes it
+    in float32 on processors, and rounds less where operators follow each other. Whole numbers are added
+    exactly, in any order.
     """
+    if why := _narrow(axes):
+        return why
+    if not {*_WITHIN}.isdisjoint(cuts) and (why := _packed(axes)):
+        return why
+    return _quantised(axes) if Cut.HEADS in cuts else ""
+
+
+def _packed(axes: Axes) -> str:
     for node in axes.bound.nodes:
         level = next((one.i for one in node.attribute if one.name == "accuracy_level"), 0)
         if node.op_type == "MatMulNBits" and level == _INT8:
@@ -33,11 +52,53 @@ def jumps(axes: Axes) -> str:
     return ""
 
 
-def exact_only(costs: ModelCosts, axes: Axes, wanted: PlanWanted) -> ModelCosts:
-    """The costs without cuts within layers, where these would not be exact and nobody asked for them."""
-    why = jumps(axes)
-    if not why or wanted.family or wanted.halves:
-        return costs
-    return replace(
-        costs, units={}, refused=dict.fromkeys((Cut.BATCH, Cut.TOKENS, Cut.HEADS), why) | dict(costs.refused)
+def _narrow(axes: Axes) -> str:
+    """Of a file that computes in float16: what ONNX Runtime makes of each operator is rounded to it."""
+    bound = axes.bound
+    for node in bound.nodes:
+        name = node.output[0] if node.output else ""
+        kind = bound.specs[name].dtype if name in bound.specs else ""
+        if kind in ("float16", "bfloat16") and name not in axes.static and node.op_type not in _MOVES:
+            return (
+                f"the file computes in {kind} (as {node.op_type} '{node.name or name}'), so that parts agree "
+                "with the whole to about 1e-3 only; replicate answers to the bit"
+            )
+    return ""
+
+
+def _quantised(axes: Axes) -> str:
+    """Of a file that adds floats over heads, or over a feed-forward layer, and quantises afterwards."""
+    bound = axes.bound
+    last = max(
+        (n for n, node in enumerate(bound.nodes) if node.op_type in _QUANTISE and _moves(axes, n)), default=-1
     )
+    shared = {found[0] for name, found in axes.named.items() if name.startswith(("heads", "feedforward"))}
+    for number, node in enumerate(bound.nodes[: last + 1]):
+        adds = any(
+            factor.does is Does.SUM and shared.intersection(made_of)
+            for factor, made_of in zip(axes.rules[number].factors, axes.factors[number], strict=True)
+        )
+        if adds and _moves(axes, number) and bound.specs[node.output[0]].dtype.startswith("float"):
+            return (
+                f"the file adds floats of all heads ({node.op_type} '{node.name or node.output[0]}') and "
+                f"rounds them to int8 afterwards ({bound.nodes[last].op_type}), so that parts of a layer "
+                "agree with the whole to about 1e-2 only; layers and replicate answer to the bit"
+            )
+    return ""
+
+
+def _moves(axes: Axes, number: int) -> bool:
+    """Whether the node works on what follows from inputs."""
+    name = axes.bound.nodes[number].output[0]
+    return name in axes.bound.specs and name not in axes.static
+
+
+def exact_only(costs: ModelCosts, axes: Axes, wanted: PlanWanted) -> ModelCosts:
+    """The costs without cuts that would not be exact and that nobody asked for."""
+    if wanted.family or wanted.halves:
+        return costs
+    refused = {cut: why for cut in _WITHIN if (why := jumps(axes, (cut,)))}
+    if jumps(axes, (Cut.NONE,)):
+        costs = costs.in_one()
+    units = {cut: count for cut, count in costs.units.items() if cut not in refused}
+    return replace(costs, units=units, refused=refused | dict(costs.refused))

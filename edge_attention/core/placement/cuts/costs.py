@@ -7,7 +7,7 @@ model has them; a plan that sends halves sends half of them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edge_attention.core.schedule.plan import Cut
 
@@ -134,6 +134,11 @@ class ModelCosts:
             for before, size in self.layers[number].again
             if number - before >= layers.start
         )
+
+    def in_one(self) -> ModelCosts:
+        """The same model as one layer: one box does all of it, or several do it as replicas."""
+        work = sum((layer.work for layer in self.layers), LayerWork())
+        return replace(self, layers=(LayerCosts(work, self.weights, self.layers[-1].out, {}),), units={})
 
     def allows(self, cut: Cut, layers: range) -> bool:
         """Whether parts can share these layers so."""
