@@ -26,7 +26,15 @@ from edge_attention.graphs.axes.cut import analyse, sizes_of
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from tests.graphs.axes.export_feeds import LENGTHS, Lengths, feeds_for
-from tests.graphs.axes.model_plans import PLANS, SHARES, Tried, plan_of, try_plan, whole_answer
+from tests.graphs.axes.model_plans import (
+    PLANS,
+    SHARES,
+    NotWhole,
+    Tried,
+    plan_of,
+    try_plan,
+    whole_answer,
+)
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 LARGE = 50.0
@@ -106,6 +114,8 @@ def row(path: Path, numbers: tuple[int, ...], trace: bool) -> Row:
         lengths = [_length(path, model, one) for one in LENGTHS]
     except EdgeAttentionError as error:
         return Row(path.stem, size, numbers, dict.fromkeys(PLANS, Tried(None, error.message)))
+    except NotWhole as error:
+        return Row(path.stem, size, numbers, dict.fromkeys(PLANS, Tried(None, str(error))))
     for plan in PLANS:
         found = [
             _cell(model, length, plan, parts, trace)

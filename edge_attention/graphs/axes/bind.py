@@ -299,7 +299,8 @@ class _Binding:
         asked = ", ".join(f"{name} = {size}" for name, size in self._dimensions.items()) or "its own sizes"
         return InvalidArgument(
             f"at {asked} the model does not hold together: {what}; ask for other sizes: a text may be longer "
-            "than the model has positions, or some sizes belong together"
+            "than the model has positions, some sizes belong together, or the graph has fixed one that the "
+            "file says is open"
         )
 
     def _check_fit(self, node: NodeProto) -> None:
@@ -318,10 +319,20 @@ class _Binding:
             if any(1 not in (have, want) and have != want for have, want in pairs):
                 raise self._misfit(f"{_label(node)} makes {wanted} of {list(form.shape)}")
 
+    def _check_reshaped(self, node: NodeProto, made: Mapping[str, TypeProto]) -> None:
+        """Refuse a Reshape to a shape of another number of elements, as a size that an exporter took for
+        fixed makes of all others."""
+        before = self._known.form(node.input[0])
+        after = form_of(made[node.output[0]]) if node.output[0] in made else None
+        if before is not None and after is not None and prod(before.shape) != prod(after.shape):
+            raise self._misfit(f"{_label(node)} makes {list(after.shape)} of {list(before.shape)}")
+
     def _infer(self, node: NodeProto) -> None:
         if node.op_type in ("Gather", "Expand") and not node.domain:
             self._check_fit(node)
         made = self._inferred(node)
+        if node.op_type == "Reshape" and not node.domain:
+            self._check_reshaped(node, made)
         for name in node.output:
             if not name:
                 continue

@@ -24,7 +24,8 @@ def each(make: Making) -> None:
     """Element by element, with broadcasting."""
     side = make.factors(make.y())
     make.result(0, side)
-    for position in range(len(make.node.input)):
+    # Of a CastLike the second operand says a type alone, and has whatever shape it has.
+    for position in range(1 if make.node.op_type == "CastLike" else len(make.node.input)):
         make.broadcast(position, side)
 
 

@@ -40,17 +40,28 @@ def ways_of(
 ) -> Iterator[Way]:
     """Every way to cut `node` by one of `axes`, whatever it asks for.
 
+    None of a dimension that has the axis twice, as tokens by tokens in a row: a range of it is of neither.
+
     Args:
         factors: of the rule, the axes of the model that each is made of.
     """
     for factor, members in enumerate(factors):
         for axis in members:
-            if axis in axes:
+            if axis in axes and not any(
+                _twice(factor, axis, side, factors) for side in (*rule.operands, *rule.results)
+            ):
                 operands = tuple(_where(factor, axis, of) for of in rule.operands)
                 results = tuple(_where(factor, axis, of) for of in rule.results)
                 operands += (None,) * (len(node.input) - len(operands))
                 results += (None,) * (len(node.output) - len(results))
                 yield Way(factor, axis, rule.factors[factor].does, operands, results)
+
+
+def _twice(
+    factor: int, axis: int, of: tuple[tuple[int, ...], ...] | None, factors: Sequence[Sequence[int]]
+) -> bool:
+    """Whether a dimension of a tensor that has the factor has the axis more than once."""
+    return any(factor in dim and sum(list(factors[one]).count(axis) for one in dim) > 1 for dim in of or ())
 
 
 def _where(factor: int, axis: int, of: tuple[tuple[int, ...], ...] | None) -> SplitBy | None:

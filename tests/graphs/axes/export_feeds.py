@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+from onnx import helper
 
 from edge_attention.core.tensors import Array
 
@@ -33,7 +34,8 @@ class Lengths:
 LENGTHS = (Lengths(2, 19, 12, 17), Lengths(1, 26, 21, 9))
 """What every model is tried at: neither divides by the parts there are."""
 
-_INTEGERS: Mapping[int, type] = {6: np.int32, 7: np.int64}
+_PATCH, _HOP = 16, 160
+"""What pictures and waves of open sizes have a multiple of."""
 
 
 def feeds_for(graph: onnx.GraphProto, lengths: Lengths, seed: int = 0) -> dict[str, Array]:
@@ -61,14 +63,14 @@ def feeds_for(graph: onnx.GraphProto, lengths: Lengths, seed: int = 0) -> dict[s
         shape = tuple(
             dim.dim_value
             or names.get(dim.dim_param, 0)
-            or _place(name, place, graph, (lengths.batch, tokens, lengths.past, every))
+            or _place(name, place, graph, (lengths.batch, tokens, lengths.past, every, lengths.source))
             for place, dim in enumerate(form.shape.dim)
         )
-        integer = _INTEGERS.get(form.elem_type)
-        if integer is None:
-            found[name] = rng.standard_normal(shape).astype(np.float32)
+        dtype = helper.tensor_dtype_to_np_dtype(form.elem_type)
+        if dtype.kind in "iub":
+            found[name] = _integers(name, shape, every - tokens, rng).astype(dtype)
         else:
-            found[name] = _integers(name, shape, every - tokens, rng).astype(integer)
+            found[name] = rng.standard_normal(shape).astype(dtype)
     return found
 
 
@@ -95,13 +97,19 @@ def _fixed(inputs: Mapping[str, onnx.TypeProto.Tensor], name: str, place: int) -
     return inputs[name].shape.dim[place].dim_value if name in inputs else 0
 
 
-def _place(name: str, place: int, graph: onnx.GraphProto, sizes: tuple[int, int, int, int]) -> int:
+def _place(name: str, place: int, graph: onnx.GraphProto, sizes: tuple[int, int, int, int, int]) -> int:
     """A size that has no name worth anything, by where it is: exporters number some."""
-    batch, tokens, past, every = sizes
+    batch, tokens, past, every, source = sizes
     if place == 0:
         return batch
     if name.startswith("past"):
         return past if place == 2 else _head_size(graph)
+    if name == "pixel_values":
+        return _PATCH * (2 + batch)
+    if name == "input_values":
+        return _HOP * tokens
+    if name in ("encoder_hidden_states", "decoder_input_ids"):
+        return source
     return every if name == "attention_mask" else tokens
 
 

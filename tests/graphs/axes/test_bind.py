@@ -71,6 +71,15 @@ def test_a_text_longer_than_the_positions_of_a_model_is_refused(name):
         bind(model, {"batch": 1, "sequence": 65})
 
 
+def test_a_size_that_the_graph_has_fixed_is_not_open_though_the_file_says_so():
+    nodes = [node("Relu", "x", "z"), node("Reshape", "z one", "y")]
+    model = model_of(nodes, {"x": (FLOAT, ["batch", 6])}, ["y"], {"one": np.array([1, 2, 3])})
+    assert bind(model, {"batch": 1}).shape("y") == (1, 2, 3)
+    words = r"batch = 4 the model does not hold together: Reshape 'y' makes \[1, 2, 3\] of \[4, 6\].*is open"
+    with pytest.raises(InvalidArgument, match=words):
+        bind(model, {"batch": 4})
+
+
 def test_shape_arithmetic_and_what_follows_from_it_is_computed_away():
     """Positions by a Range over a Shape, and their angles by frequencies of the file: rotary positions."""
     nodes = [

@@ -99,6 +99,25 @@ def test_floats_of_other_widths(tmp_path: Path, kind: int, opset: int, within: f
     assert check(tmp_path, nodes, known, kind, opset, within) == []
 
 
+def test_biases_looked_up_for_tokens_by_tokens_in_a_row(tmp_path: Path) -> None:
+    """As BEiT and its kin have them: a row of 36 is 6 by 6, and a range of it is of neither 6."""
+    nodes, known = attention()
+    at = next(n for n, node in enumerate(nodes) if node.op_type == "Softmax")
+    nodes[at].input[0] = "biased"
+    nodes[at:at] = [
+        helper.make_node("Gather", ["table", "places"], ["rows"]),
+        helper.make_node("Reshape", ["rows", "square"], ["by_token"]),
+        helper.make_node("Transpose", ["by_token"], ["by_head"], perm=[2, 0, 1]),
+        helper.make_node("Unsqueeze", ["by_head", "first"], ["bias"]),
+        helper.make_node("Add", ["s", "bias"], ["biased"]),
+    ]
+    places = np.arange(6)[:, None] - np.arange(6) + 5
+    known |= {"table": RNG.standard_normal((11, 2)).astype(np.float32), "places": places.reshape(-1)}
+    known |= {"square": np.array([6, 6, 2]), "first": np.array([0])}
+    nodes.append(helper.make_node("Add", ["y0", "x"], ["y"]))
+    assert check(tmp_path, nodes, known) == []
+
+
 def behind(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """What a node makes of unknown size is given that of x, and multiplied."""
     return [
