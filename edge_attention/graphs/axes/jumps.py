@@ -26,18 +26,21 @@ _MOVES = frozenset((*MOVES, "Identity", "Cast"))
 _QUANTISE = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "QuantizeLinear"})
 
 
-def jumps(axes: Axes, cuts: Collection[Cut]) -> str:
+def jumps(axes: Axes, cuts: Collection[Cut], merged: bool = False) -> str:
     """Why a plan that cuts so does not answer what the file does to 1e-5; empty: it does.
 
     As replicas nothing is added or rounded otherwise, nor by layers, but in float16: ONNX Runtime computes it
     in float32 on processors, and rounds less where operators follow each other. Whole numbers are added
     exactly, in any order.
+
+    Args:
+        merged: parts of an attention's keys are merged, which are floats.
     """
     if why := _narrow(axes):
         return why
     if not {*_WITHIN}.isdisjoint(cuts) and (why := _packed(axes)):
         return why
-    return _quantised(axes) if Cut.HEADS in cuts else ""
+    return _quantised(axes, merged) if merged or Cut.HEADS in cuts else ""
 
 
 def _packed(axes: Axes) -> str:
@@ -66,8 +69,9 @@ def _narrow(axes: Axes) -> str:
     return ""
 
 
-def _quantised(axes: Axes) -> str:
-    """Of a file that adds floats over heads, or over a feed-forward layer, and quantises afterwards."""
+def _quantised(axes: Axes, merged: bool) -> str:
+    """Of a file that adds floats over heads, or over a feed-forward layer, and quantises afterwards; or over
+    keys, where they are merged."""
     bound = axes.bound
     last = max(
         (n for n, node in enumerate(bound.nodes) if node.op_type in _QUANTISE and _moves(axes, n)), default=-1
@@ -75,12 +79,13 @@ def _quantised(axes: Axes) -> str:
     shared = {found[0] for name, found in axes.named.items() if name.startswith(("heads", "feedforward"))}
     for number, node in enumerate(bound.nodes[: last + 1]):
         adds = any(
-            factor.does is Does.SUM and shared.intersection(made_of)
+            (factor.does is Does.SUM and shared.intersection(made_of))
+            or (factor.does is Does.SOFTMAX and merged)
             for factor, made_of in zip(axes.rules[number].factors, axes.factors[number], strict=True)
         )
         if adds and _moves(axes, number) and bound.specs[node.output[0]].dtype.startswith("float"):
             return (
-                f"the file adds floats of all heads ({node.op_type} '{node.name or node.output[0]}') and "
+                f"the file adds floats of all parts ({node.op_type} '{node.name or node.output[0]}') and "
                 f"rounds them to int8 afterwards ({bound.nodes[last].op_type}), so that parts of a layer "
                 "agree with the whole to about 1e-2 only; layers and replicate answer to the bit"
             )

@@ -54,7 +54,29 @@ def ways_of(
                 results = tuple(_where(factor, axis, of) for of in rule.results)
                 operands += (None,) * (len(node.input) - len(operands))
                 results += (None,) * (len(node.output) - len(results))
+                if _in_several_places(node, rule, factor, axis, factors, operands[0] if operands else None):
+                    continue
                 yield Way(factor, axis, rule.factors[factor].does, operands, results)
+
+
+def _in_several_places(
+    node: NodeProto,
+    rule: Rule,
+    factor: int,
+    axis: int,
+    factors: Sequence[Sequence[int]],
+    first: SplitBy | None,
+) -> bool:
+    """Whether a range of the axis is no one range of what the node takes of an operand that is whole.
+
+    A Slice of keys and values, two by heads, has some heads of each; a Split would have to leave something
+    out between its results. Then all is taken, and of that the range.
+    """
+    if first is not None or node.op_type not in ("Slice", "Split"):
+        return False
+    found = [dim for side in rule.results for dim in side if factor in dim]
+    outermost = all(dim[0] == factor and factors[factor][0] == axis for dim in found)
+    return bool(found) and (node.op_type == "Split" or not outermost)
 
 
 def _twice(

@@ -201,7 +201,7 @@ def cut_decoder(stepped: SteppedModel, plan: CutPlan, rows: int) -> tuple[Decode
     _require_all(made, caches)
     shares = plan.stages[0].shares or (1.0,) * len(plan.stages[0].parts) if by_tokens else ()
     if sum(share > 0 for share in shares) > 1:  # partials are added in another order than one box does
-        made = _labelled(made, jumps(axes))
+        made = _labelled(made, jumps(axes, [Cut.TOKENS], merged=True))
     vocabulary = axes.bound.shape(stepped.logits)[-1]
     return made, DecoderForm(
         stepped.ids, stepped.positions, stepped.logits, vocabulary, stepped.length, ROWS_OF_TRIPS,

@@ -118,6 +118,27 @@ def test_biases_looked_up_for_tokens_by_tokens_in_a_row(tmp_path: Path) -> None:
     assert check(tmp_path, nodes, known) == []
 
 
+def test_keys_and_values_sliced_out_of_one_weight(tmp_path: Path) -> None:
+    """As PyTorch's own attention with queries of another sequence is exported: a head is in two places of it."""
+    nodes, known = attention()
+    nodes = [node for node in nodes if node.output[0][0] not in "kv"]
+    nodes[3:3] = [
+        helper.make_node("Slice", ["all", "first", "last", "rows"], ["two"]),
+        helper.make_node("Transpose", ["two"], ["turned"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "turned"], ["both"]),
+        helper.make_node("Reshape", ["both", "by_two"], ["apart2"]),
+        helper.make_node("Gather", ["apart2", "zero"], ["k1"], axis=2),
+        helper.make_node("Gather", ["apart2", "one"], ["v1"], axis=2),
+        helper.make_node("Transpose", ["k1"], ["k"], perm=[0, 2, 3, 1]),
+        helper.make_node("Transpose", ["v1"], ["v"], perm=[0, 2, 1, 3]),
+    ]
+    known |= {"all": RNG.standard_normal((24, 8)).astype(np.float32), "by_two": np.array([0, 0, 2, 2, 4])}
+    known |= {"first": np.array([8]), "last": np.array([24]), "rows": np.array([0])}
+    known |= {"zero": np.array(0), "one": np.array(1)}
+    nodes.append(helper.make_node("Add", ["y0", "x"], ["y"]))
+    assert check(tmp_path, nodes, known) == []
+
+
 def behind(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """What a node makes of unknown size is given that of x, and multiplied."""
     return [
