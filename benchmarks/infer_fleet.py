@@ -41,7 +41,7 @@ from edge_attention.core.placement.cuts.boxes import BoxLinks, ComputeBox
 from edge_attention.core.placement.cuts.choice import PlanWanted, PredictedPlan, family_of
 from edge_attention.core.schedule.plan import CutPlan, Stage
 from edge_attention.core.schedule.schedule import Schedule
-from edge_attention.graphs.axes.cut import analyse, cut, cuts_no_layer, sizes_of
+from edge_attention.graphs.axes.cut import analyse, analyse_for, cut, sizes_of
 from edge_attention.graphs.axes.folder import CutFolder, write_cut
 from edge_attention.graphs.axes.model_reading import open_model
 from edge_attention.graphs.axes.narrow import narrow_places
@@ -307,9 +307,7 @@ class _Bench:
         forms = forms_of(self._feeds)
 
         def made() -> Schedule:
-            emitted = cut(
-                analyse(self._opened, sizes_of(self._opened, forms), fused=cuts_no_layer(plan)), plan
-            )
+            emitted = cut(analyse_for(self._opened, sizes_of(self._opened, forms), plan), plan)
             write_cut(emitted, self._opened, where)
             (where / WORK_FILE).write_text(work_text(segments_work(emitted, self._opened)))
             return emitted.schedule

@@ -43,7 +43,7 @@ from edge_attention.core.schedule.schedule import Schedule, TensorForm, Weight
 from edge_attention.graphs.axes.annotation import loads_annotation
 from edge_attention.graphs.axes.batch_rows import rows_meet
 from edge_attention.graphs.axes.costs import model_costs
-from edge_attention.graphs.axes.cut import analyse, cut, cuts_no_layer, shared_ranges, sizes_of
+from edge_attention.graphs.axes.cut import analyse, analyse_for, cut, cuts_no_layer, shared_ranges, sizes_of
 from edge_attention.graphs.axes.folder import write_cut
 from edge_attention.graphs.axes.jumps import exact_only
 from edge_attention.graphs.axes.looked_up import rows_looked_up
@@ -103,18 +103,17 @@ def _cut(
     word, crossing = ("", Crossing.GATHER) if request.plan_file else plan_word(request.word)
     if request.whole or (word == "replicate" and not request.plan):
         return _whole(model, inputs, outputs, request)
-    # Of a plan that is known to cut no layer fused operators stay what they are, here and below.
-    fused = bool(request.plan) and cuts_no_layer(loads_plan(request.plan))
+    known = loads_plan(request.plan) if request.plan else None
     try:
-        feeds, axes = _analysed(model, inputs, request, fused)
+        feeds, axes = _analysed(model, inputs, request, known)
     except EdgeAttentionError as error:
         if word == "auto" and not request.plan:
             return _whole(model, inputs, outputs, request, note=f"it is not cut: {error.message}")
         raise
     considered: tuple[ConsideredPlan, ...] = ()
     notes: tuple[str, ...] = ()
-    if request.plan:
-        plan, holders = loads_plan(request.plan), request.holders
+    if known is not None:
+        plan, holders = known, request.holders
     elif request.plan_file:
         plan, holders = plan_of_file(
             Path(request.plan_file).read_bytes(),
@@ -140,8 +139,8 @@ def _cut(
     if plan.parts == 1 and not plan.mean and not request.plan:
         made = _whole(model, inputs, outputs, request, holders, plan.stages[0].layers)
         return replace(made, considered=considered, notes=notes, gain=gain)
-    if cuts_no_layer(plan) and not fused:  # fused operators stay what they are
-        axes = analyse(model, sizes_of(model, feeds), fused=True)
+    if cuts_no_layer(plan) and known is None:
+        axes = analyse_for(model, sizes_of(model, feeds), plan)
     emitted = cut(axes, plan, known=bool(request.plan))
     write_cut(emitted, model, Path(request.into))
     schedule = emitted.schedule
@@ -257,9 +256,9 @@ def _names(request: CutRequest) -> tuple[str, ...]:
 
 
 def _analysed(
-    model: OpenModel, inputs: Sequence[ModelTensor], request: CutRequest, fused: bool
+    model: OpenModel, inputs: Sequence[ModelTensor], request: CutRequest, plan: CutPlan | None
 ) -> tuple[dict[str, TensorForm], Axes]:
-    """The inputs' forms, and the model's axes for them."""
+    """The inputs' forms, and the model's axes for them; for a plan, where there is one already."""
     for one in inputs:
         if one.shape == (ANY_RANK,):
             raise InvalidGraph(
@@ -274,7 +273,8 @@ def _analysed(
             break  # all sizes were said
         tried.append(feeds)
         try:
-            return feeds, analyse(model, sizes_of(model, feeds), fused=fused)
+            sizes = sizes_of(model, feeds)
+            return feeds, analyse(model, sizes) if plan is None else analyse_for(model, sizes, plan)
         except InvalidArgument as error:
             refused = refused or error
     assert refused is not None

@@ -28,6 +28,7 @@ from edge_attention.graphs.reading.needed import graphs_in
 
 __all__ = [
     "analyse",
+    "analyse_for",
     "cut",
     "cut_model",
     "cuts_no_layer",
@@ -51,6 +52,20 @@ def cuts_no_layer(plan: CutPlan) -> bool:
     """Whether each layer is one part's: then it is cut from an analysis with fused operators kept, so that
     what parts compute is to the bit what the file does, and as fast. Layers are the same ones in both."""
     return all(stage.cut is Cut.NONE for stage in plan.stages)
+
+
+def analyse_for(model: OpenModel, dimensions: Mapping[str, int], plan: CutPlan) -> Axes:
+    """The axes that a plan is to be cut from. Raises as `analyse`.
+
+    Fused operators stay, where it cuts none of them. A plan is made of layers without: those of a model that
+    is no transformer may be others with them, and then it is cut without.
+    """
+    if cuts_no_layer(plan):
+        axes = analyse(model, dimensions, fused=True)
+        layers = max(stage.layers.stop for stage in plan.stages)
+        if len(plan.stages) == 1 or layers == len(narrow_places(axes)) + 1:
+            return axes
+    return analyse(model, dimensions)
 
 
 def cut(axes: Axes, plan: CutPlan, known: bool = False, attention: bool = False) -> Emitted:
@@ -117,7 +132,7 @@ def cut_model(model: Path, plan: CutPlan, feeds: Mapping[str, TensorForm], folde
     Takes the memory of the model's graph, not of its weights. Raises as `open_model`, `sizes_of` and `cut`.
     """
     opened = open_model(model)
-    emitted = cut(analyse(opened, sizes_of(opened, feeds), fused=cuts_no_layer(plan)), plan)
+    emitted = cut(analyse_for(opened, sizes_of(opened, feeds), plan), plan)
     write_cut(emitted, opened, folder)
     return emitted.schedule
 

@@ -17,7 +17,7 @@ from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan, Stage
 from edge_attention.core.schedule.schedule import ModelSegment, TensorForm, Weight
 from edge_attention.core.tensors import Array
 from edge_attention.graphs.axes.bind import bind
-from edge_attention.graphs.axes.cut import analyse, cut, cuts_no_layer, sizes_of
+from edge_attention.graphs.axes.cut import analyse_for, cut, cuts_no_layer, sizes_of
 from edge_attention.graphs.axes.in_process import InProcess
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel
@@ -115,7 +115,7 @@ def try_plan(
     """Cut the model, run its parts in this process and compare."""
     if cuts_no_layer(plan):
         forms = {name: TensorForm(str(value.dtype), value.shape) for name, value in feeds.items()}
-        axes = analyse(model, sizes_of(model, forms), fused=True)
+        axes = analyse_for(model, sizes_of(model, forms), plan)
     try:
         made = cut(axes, plan)
     except EdgeAttentionError as error:

@@ -15,7 +15,7 @@ from edge_attention.core.schedule.extents import extent_shape
 from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan, Stage
 from edge_attention.core.schedule.schedule import Collective, Delivery, Schedule, TensorForm
 from edge_attention.core.tensors import Array
-from edge_attention.graphs.axes.cut import analyse, cut, shared_ranges
+from edge_attention.graphs.axes.cut import analyse, analyse_for, cut, shared_ranges
 from edge_attention.graphs.axes.cut import sizes_of as forms_sizes
 from edge_attention.graphs.axes.emit import Emitted
 from edge_attention.graphs.axes.in_process import InProcess, Ran
@@ -319,3 +319,27 @@ def test_an_int8_table_of_embeddings_and_logits_is_no_other_product_in_a_part(
     ours = ran(model, cut(axes, one_stage(axes, kind, 2)), feeds).results
     for name, value in whole(model, feeds).items():
         assert ours[name].tobytes() == value.tobytes()
+
+
+def test_layers_that_are_others_with_fused_operators_are_cut_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that is no transformer, as Mamba with a small vocabulary."""
+    model = opened(transformer(PLAIN), tmp_path)
+    sizes, asked = sizes_of(PLAIN), []
+
+    def recording(*given, fused: bool = False) -> Axes:
+        asked.append(fused)
+        return analyse(*given, fused=fused)
+
+    monkeypatch.setattr("edge_attention.graphs.axes.cut.analyse", recording)
+    layers = len(narrow_places(analyse(model, sizes))) + 1
+    apart = CutPlan(tuple(Stage(range(n, n + 1), (n,)) for n in range(layers)))
+    cut(analyse_for(model, sizes, apart), apart)
+    assert asked == [True]
+    monkeypatch.setattr("edge_attention.graphs.axes.cut.narrow_places", lambda axes: ())
+    analyse_for(model, sizes, apart)
+    assert asked == [True, True, False]
+    shared = CutPlan((Stage(range(layers), (0, 1), Cut.HEADS),))
+    analyse_for(model, sizes, shared)
+    assert asked[3:] == [False]

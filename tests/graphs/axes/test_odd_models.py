@@ -119,7 +119,7 @@ def test_biases_looked_up_for_tokens_by_tokens_in_a_row(tmp_path: Path) -> None:
 
 
 def test_keys_and_values_sliced_out_of_one_weight(tmp_path: Path) -> None:
-    """As PyTorch's own attention with queries of another sequence is exported: a head is in two places of it."""
+    """As PyTorch exports attention to another sequence: a head is in two places of the weight."""
     nodes, known = attention()
     nodes = [node for node in nodes if node.output[0][0] not in "kv"]
     nodes[3:3] = [
