@@ -139,6 +139,7 @@ def main(
     grpc_log = log_grpc(trust)
     set_up(log_level)
     try:
+        from aggregator.recipes import RECIPES
         from aggregator.server import ServerSettings, serve
         from aggregator.store.retention import DAY, Retention
         from aggregator.trust.trust import TrustSettings
@@ -159,7 +160,7 @@ def main(
         *listen, state, metrics_host, metrics_port, lease, patience, trusted, plan_anew, largest, retention
     )
     try:
-        loop.run(serve(settings))
+        loop.run(serve(settings, RECIPES))
     except EdgeAttentionError as error:
         print(f"edge-aggregator: {error.message}", file=sys.stderr)
         sys.exit(1)

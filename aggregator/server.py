@@ -17,12 +17,10 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from aggregator.api.service import Api
-from aggregator.attention.recipe import attention
 from aggregator.bounds.budget import Budgets
 from aggregator.bounds.capacity import Health, server_options
 from aggregator.bounds.sockets import watch_connections
 from aggregator.bounds.turns import Turns
-from aggregator.checkup.recipe import checkup
 from aggregator.engine.bulk import Bulk
 from aggregator.engine.counted import answer_room, counted
 from aggregator.engine.dispatch import Dispatcher
@@ -30,12 +28,10 @@ from aggregator.engine.link import FleetLink, watch_leases
 from aggregator.engine.recipe import Engine, Recipe
 from aggregator.engine.trip import Trips
 from aggregator.fleet.membership import Membership
-from aggregator.inference.recipe import inference
 from aggregator.observe.metrics import Metrics
 from aggregator.serving.rpc import service_handlers
 from aggregator.store.retention import Retention
 from aggregator.store.state import State
-from aggregator.training.recipe import training
 from aggregator.trust.actions import audited
 from aggregator.trust.audit import Audit
 from aggregator.trust.guard import subject
@@ -57,14 +53,6 @@ log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 3.0
 
-RECIPES: tuple[Callable[[Engine], Recipe], ...] = (
-    attention,
-    inference,
-    training,
-    checkup,
-)
-"""In the order of their sections on the page."""
-
 
 @dataclass(frozen=True)
 class ServerSettings:
@@ -83,13 +71,13 @@ class ServerSettings:
     retention: Retention = field(default_factory=Retention)
 
 
-async def serve(settings: ServerSettings) -> None:
+async def serve(settings: ServerSettings, recipes: Sequence[Callable[[Engine], Recipe]]) -> None:
     """Run the aggregator until SIGTERM or SIGINT."""
     raise_descriptors()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with running(settings) as port:
+    async with running(settings, recipes) as port:
         # Scripts and `edge-attention up` wait for this line.
         print(f"listening on {settings.host}:{port}", flush=True)
         gc.freeze()  # what is loaded stays: looking at all of it again holds the loop for 7 ms
@@ -97,7 +85,7 @@ async def serve(settings: ServerSettings) -> None:
         log.info("stopping")
 
 
-def recipes_of(engine: Engine, makers: Sequence[Callable[[Engine], Recipe]] = RECIPES) -> list[Recipe]:
+def recipes_of(engine: Engine, makers: Sequence[Callable[[Engine], Recipe]]) -> list[Recipe]:
     """The recipes, made.
 
     Raises:
@@ -112,9 +100,13 @@ def recipes_of(engine: Engine, makers: Sequence[Callable[[Engine], Recipe]] = RE
 
 @contextlib.asynccontextmanager
 async def running(
-    settings: ServerSettings, recipes: Sequence[Callable[[Engine], Recipe]] = RECIPES
+    settings: ServerSettings, recipes: Sequence[Callable[[Engine], Recipe]] | None = None
 ) -> AsyncIterator[int]:
-    """The aggregator, serving while the block runs. Gives the port."""
+    """The aggregator, serving while the block runs. Gives the port. `recipes`: None: all there are."""
+    if recipes is None:
+        from aggregator.recipes import RECIPES  # not loaded by a simulation, which has its own
+
+        recipes = RECIPES
     audit = Audit(settings.state / "audit.jsonl" if settings.state is not None else None)
     try:
         if settings.trust is None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,10 +31,50 @@ from edge_node.limits import graphs_of
 if TYPE_CHECKING:
     from edge_node.frozen import FrozenSession
 
-__all__ = ["Prepared", "flat"]
+__all__ = ["Prepared", "ProgramForm", "flat", "form_of"]
 
 MAX_FROZEN = 1024
 """Tensors that a program freezes."""
+
+
+@dataclass(frozen=True, eq=False)
+class ProgramForm:
+    """What is found of a program once, the same for all nodes that keep it.
+
+    Attributes:
+        wanted: the graphs it runs.
+        names: of its slots, and of what it freezes.
+        slots: of each its name, dtype, shape, bytes and encoding.
+    """
+
+    wanted: frozenset[str]
+    names: frozenset[str]
+    slots: tuple[tuple[str, np.dtype[Any], tuple[int, ...], int, Encoding], ...]
+
+
+def form_of(program: PreparedProgram) -> ProgramForm:
+    """The program, checked.
+
+    Raises:
+        InvalidProgram: it cannot be carried out.
+        InvalidTensor: no slot is of such a shape.
+        InvalidArgument: a name is none.
+    """
+    asked = Program("", "", range(0), program.instructions, releases=program.releases)
+    wanted = frozenset(graphs_of(asked))
+    if len(program.slots) > MAX_SLOTS or len(program.frozen) > MAX_FROZEN:
+        most = f"{MAX_SLOTS} slots and {MAX_FROZEN} frozen tensors"
+        raise InvalidProgram(f"a prepared program has at most {most}")
+    names = [require_stored(slot.name) for slot in program.slots]
+    slots = []
+    for slot in program.slots:
+        stored = stored_dtype(slot.encoding, np.dtype(slot.data_type.value), f"slot {slot.name}")
+        check_size(f"slot {slot.name}", slot.shape, stored.itemsize, slot.nbytes)
+        slots.append((slot.name, stored, slot.shape, slot.nbytes, slot.encoding))
+    names += [require_stored(frozen.stored) for frozen in program.frozen]
+    if len(set(names)) < len(names):
+        raise InvalidProgram("a prepared program names a slot or a frozen tensor twice")
+    return ProgramForm(wanted, frozenset(names), tuple(slots))
 
 
 class Prepared:
@@ -43,37 +84,16 @@ class Prepared:
     carry it out, change when it is frozen: what is frozen is bound then.
     """
 
-    def __init__(self, digest: bytes, program: PreparedProgram, size: int) -> None:
-        """Raises InvalidProgram (it cannot be carried out), InvalidTensor (no slot is of such a shape),
-        InvalidArgument (a name is none)."""
+    def __init__(
+        self, digest: bytes, program: PreparedProgram, size: int, form: ProgramForm | None = None
+    ) -> None:
+        """`form`: `form_of(program)`, where that is known. Raises as it does."""
         self.digest = digest
         self.program = program
         self.size = size
         self.instructions = program.instructions
-        self.wanted = frozenset(
-            graphs_of(Program("", "", range(0), program.instructions, releases=program.releases))
-        )
-        if len(program.slots) > MAX_SLOTS or len(program.frozen) > MAX_FROZEN:
-            most = f"{MAX_SLOTS} slots and {MAX_FROZEN} frozen tensors"
-            raise InvalidProgram(f"a prepared program has at most {most}")
-        names = [require_stored(slot.name) for slot in program.slots]
-        for slot in program.slots:
-            stored = stored_dtype(slot.encoding, np.dtype(slot.data_type.value), f"slot {slot.name}")
-            check_size(f"slot {slot.name}", slot.shape, stored.itemsize, slot.nbytes)
-        names += [require_stored(frozen.stored) for frozen in program.frozen]
-        self._names = frozenset(names)
-        if len(self._names) < len(names):
-            raise InvalidProgram("a prepared program names a slot or a frozen tensor twice")
-        self._slots = [
-            (
-                s.name,
-                stored_dtype(s.encoding, np.dtype(s.data_type.value), s.name),
-                s.shape,
-                s.nbytes,
-                s.encoding,
-            )
-            for s in program.slots
-        ]
+        form = form or form_of(program)
+        self.wanted, self._names, self._slots = form.wanted, form.names, form.slots
         self.slot_bytes = sum(slot.nbytes for slot in program.slots)
         self.sessions: list[FrozenSession] = []
         """Those that what it freezes is part of."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from edge_attention.core.errors import InvalidProgram, UnknownProgram
-from edge_attention.core.messages.program import Call
+from edge_attention.core.messages.program import Call, PreparedProgram
 from edge_attention.wire.link import prepared_program
-from edge_node.prepared import Prepared
+from edge_node.prepared import Prepared, ProgramForm, form_of
 from edge_node.runtime import ForeignGraph, Graph, Runtime
 from edge_node.store.store import Store
 
@@ -25,6 +25,8 @@ MAX_PREPARED = 2048
 """Prepared programs that a node keeps; those least recently called go first, and are sent again if called."""
 PREPARED_BYTES = 8 * 1024 * 1024
 """Bytes of them together, as they came; and beyond that one."""
+SHARED, SHARED_BYTES = 8, 64 * 1024
+"""Programs that nodes of one process read once for all of them, and bytes of one as it came."""
 
 
 class PreparedPrograms:
@@ -67,7 +69,9 @@ class PreparedPrograms:
             raise InvalidProgram(
                 f"the program that came as {call.program[:32].hex()} has another digest: send both anew"
             )
-        prepared = Prepared(call.program, prepared_program.decode(call.prepared), len(call.prepared))
+        size = len(call.prepared)
+        program, form = (_shared if size <= SHARED_BYTES else _read)(call.prepared)
+        prepared = Prepared(call.program, program, size, form)
         with self._lock:
             self._kept[call.program] = prepared
             self._bytes += prepared.size
@@ -91,3 +95,11 @@ class PreparedPrograms:
         self._bytes -= prepared.size
         if prepared.sessions:
             self._freezer.leave(prepared)
+
+
+def _read(data: bytes) -> tuple[PreparedProgram, ProgramForm]:
+    program = prepared_program.decode(data)
+    return program, form_of(program)
+
+
+_shared = lru_cache(SHARED)(_read)

@@ -253,7 +253,12 @@ def test_what_several_sides_share_is_what_several_sides_use():
 
 
 def test_the_top_of_the_aggregator_is_its_command_line_and_what_puts_it_together():
-    assert {path.stem for path in (ROOT / "aggregator").glob("*.py")} == {"__init__", "main", "server"}
+    assert {path.stem for path in (ROOT / "aggregator").glob("*.py")} == {
+        "__init__",
+        "main",
+        "recipes",
+        "server",
+    }
 
 
 def test_no_alias_bears_the_name_of_a_class():

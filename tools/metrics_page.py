@@ -18,6 +18,7 @@ from aggregator.engine.recipe import Engine
 from aggregator.engine.trip import Trips
 from aggregator.fleet.membership import Membership
 from aggregator.observe.metrics import Metrics
+from aggregator.recipes import RECIPES
 from aggregator.server import recipes_of
 from aggregator.store.state import State
 from edge_attention.metrics.node import NodeMetrics
@@ -187,7 +188,8 @@ def _aggregator() -> Any:
         dispatcher = Dispatcher(membership, metrics.tasks)
         link = FleetLink(membership, dispatcher, bulk, metrics, welcome=lambda member: ())
         trips, budgets, turns = Trips(dispatcher, bulk), Budgets(), Turns()
-        recipes_of(Engine(state, membership, trips, bulk, link, metrics, budgets, turns, 1.0, 0.0, lambda: 0))
+        engine = Engine(state, membership, trips, bulk, link, metrics, budgets, turns, 1.0, 0.0, lambda: 0)
+        recipes_of(engine, RECIPES)
         return metrics.registry
 
 

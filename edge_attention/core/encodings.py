@@ -18,6 +18,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -48,6 +49,11 @@ _INT8, _INT32, _FLOAT32 = np.dtype(np.int8), np.dtype(np.int32), np.dtype(np.flo
 _BY_NAME: dict[str, type[UpdateEncoding]] = {}
 
 
+@lru_cache(4096)
+def _names(what: str, index: int, suffixes: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{what}/{index}{suffix}" for suffix in suffixes)
+
+
 @dataclass(frozen=True)
 class UpdateEncoding(Configured, ABC):
     """One way for float32 tensors to travel. `what` is how they are called, as `update` in `update/3/q`."""
@@ -73,7 +79,7 @@ class UpdateEncoding(Configured, ABC):
 
     def parts(self, index: int, what: str = "update") -> tuple[str, ...]:
         """Names of the tensors that stand for parameter `index`."""
-        return tuple(f"{what}/{index}{suffix}" for suffix in self.suffixes)
+        return _names(what, index, self.suffixes)
 
     def specs(self, index: int, shape: Shape, what: str = "update") -> dict[str, tuple[np.dtype[Any], Shape]]:
         """dtype (after the wire) and shape of each of `parts`, for a parameter of `shape`."""

@@ -32,6 +32,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from enum import Enum
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -101,7 +102,12 @@ class Codec(Generic[T]):
             raise TypeError(f"{message.DESCRIPTOR.full_name} has no field `{checksum.FIELD}`")
         self.sealed = sealed
         self._what = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", message.DESCRIPTOR.name).lower()
-        self._fill, self._read = _union(variants) if variants else _special.get(cls) or _dataclass(cls)
+        self._variants = variants
+
+    @cached_property
+    def _converters(self) -> tuple[Fill, Read]:
+        """Made when the first message is: a process has a use for a few of all there are."""
+        return _union(self._variants) if self._variants else _special.get(self.cls) or _dataclass(self.cls)
 
     def encode(self, value: T) -> bytes:
         """The wire bytes of `value`.
@@ -112,7 +118,7 @@ class Codec(Generic[T]):
         """
         message = self._message()
         try:
-            self._fill(message, value)
+            self._converters[0](message, value)
             data: bytes = message.SerializeToString()
             if self._checked:
                 data = checksum.seal(data)
@@ -153,7 +159,7 @@ class Codec(Generic[T]):
             raise self._damaged(data)
         _decoding.left = self._parts
         try:
-            return typing.cast(T, self._read(message))
+            return typing.cast(T, self._converters[1](message))
         except Damaged as error:
             if not (whole and self._checked):
                 raise

@@ -8,7 +8,8 @@ import contextlib
 from dialled import caller, node
 
 from aggregator.fleet import pace as paces
-from aggregator.server import RECIPES, ServerSettings, running
+from aggregator.recipes import RECIPES
+from aggregator.server import ServerSettings, running
 from edge_attention.core.messages.fleet import DescribeAggregatorRequest
 from edge_attention.wire.services import DESCRIBE_AGGREGATOR
 from edge_node import session

@@ -18,7 +18,8 @@ from aggregator.engine.recipe import Recipe
 from aggregator.http.routes import ServiceStatus
 from aggregator.http.snapshot import Snapshots
 from aggregator.observe.page import PagePart
-from aggregator.server import RECIPES, ServerSettings, running
+from aggregator.recipes import RECIPES
+from aggregator.server import ServerSettings, running
 from aggregator.trust.endpoint import Endpoint
 from aggregator.trust.trust import TrustSettings
 from edge_attention.core.errors import Internal, PermissionDenied, Unauthenticated

@@ -17,7 +17,8 @@ from browsers import Browser
 from fleets import SPEC, queries, tokens, until
 from schools import Schools
 
-from aggregator.server import RECIPES, ServerSettings, running
+from aggregator.recipes import RECIPES
+from aggregator.server import ServerSettings, running
 from edge_attention.cli.local_fleet import AGGREGATOR
 from edge_attention.core.messages.fleet import DescribeAggregatorRequest, ListNodesRequest
 from edge_attention.core.messages.training import LocalSpec, OptimizerSpec, RunState

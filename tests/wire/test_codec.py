@@ -266,7 +266,7 @@ def test_what_nobody_foresaw_in_a_message_is_an_error_of_the_catalogue(monkeypat
     def fail(message):
         raise RecursionError
 
-    monkeypatch.setattr(codec, "_read", fail)
+    monkeypatch.setattr(codec, "_converters", (None, fail))
     with pytest.raises(InvalidArgument, match="the return cannot be read: RecursionError"):
         codec.decode(b"")
 

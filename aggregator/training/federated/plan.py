@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -101,7 +102,7 @@ class FederatedPlan:
         """What an evaluation sums up."""
         return ("loss", *((LOSS_WEIGHT,) if self.weighted else ()), *self.metrics)
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Elements of each parameter."""
         return tuple(math.prod(shape) for shape in self.shapes)

@@ -11,7 +11,7 @@ import numpy as np
 from aggregator.engine.returned import ReturnedTensor, close
 from aggregator.engine.spool import SpooledTensor
 from aggregator.training.federated.plan import PIECE, WEIGHT, FederatedPlan
-from edge_attention.core.encodings import UpdateEncoding
+from edge_attention.core.encodings import Plain, UpdateEncoding
 from edge_attention.core.errors import InvalidTensor, NotFinite
 from edge_attention.core.tensors import Array, Float32
 
@@ -73,6 +73,10 @@ def piece_of(
     update: Update, plan: FederatedPlan, encoding: UpdateEncoding, index: int, start: int, stop: int
 ) -> Float32:
     """Elements start..stop of the update of parameter `index`, decoded."""
+    if isinstance(encoding, Plain):  # most are so, and small: there is nothing to decode
+        tensor = update.tensors[encoding.parts(index)[0]]
+        if isinstance(tensor, np.ndarray):
+            return np.asarray(tensor.reshape(-1)[start:stop], np.float32)
     return encoding.decode(index, plan.shapes[index], update.read, start, stop)
 
 

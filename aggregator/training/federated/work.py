@@ -122,14 +122,17 @@ class Work:
         answer = await self.ask(node, basis, program, wanted, state, controls=True)
         besides.difference_update(old)
         weight = samples.job.local.batch if self._programs.strategy.gradients else samples.training
-        size = sum(
-            t.file_bytes if isinstance(t, SpooledTensor) else int(t.nbytes) for t in answer.tensors.values()
-        )
+        size, on_disk = 0, False
+        for tensor in answer.tensors.values():
+            if isinstance(tensor, SpooledTensor):
+                size += tensor.file_bytes
+                on_disk = True
+            else:
+                size += int(tensor.nbytes)
         update = Update(node, weight, len(rows), answer.seconds, answer.tensors, size)
         checked = partial(
             check, update, self._programs.plan, self._programs.encoding, samples.job.local.batch
         )
-        on_disk = any(isinstance(tensor, SpooledTensor) for tensor in answer.tensors.values())
         try:
             if size <= SMALL_UPDATE and not on_disk:
                 checked()
