@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from planned_here import planned_here as planned_here
 from test_fusion import ended
 
 from aggregator.training.remedies import remedy_of
+from aggregator.training.split import planner
 from aggregator.training.split.trainer import _not_finite
 from edge_attention.core.errors import InvalidArgument, NotFinite
 from edge_attention.core.messages.training import OptimizerSpec, RunState, ScheduleSpec, StopSpec
+from edge_attention.jobs.federated_job import FederatedModel
 
 COSINE = ScheduleSpec("cosine", {"warmup": 2, "floor": 0.1})
 STEP = ScheduleSpec("step", {"every": 2, "gamma": 0.5})
@@ -235,3 +238,28 @@ def test_a_run_that_ended_early_and_could_not_say_so_says_it_in_its_next_life(tm
 )
 def test_what_is_not_finite_is_said_in_words_of_the_model(said, what):
     assert _not_finite(NotFinite(said)) == what
+
+
+@pytest.mark.parametrize("split", ["layers", "heads", "tokens"])
+def test_pieces_that_are_added_at_once_come_to_the_bits_of_those_added_one_by_one(monkeypatch, split):
+    """Rows do not all count alike, so pieces do not."""
+    weighted = FederatedModel(small_split.MODEL, replace(small_split.LOSS, weights="weights"))
+    weights = 1 + np.arange(small_split.COUNT, dtype=np.float32) % 3
+    found = []
+
+    def look(house, run):
+        return {name: array.tobytes() for name, array in small_split.parameters(house, run, 4).items()}
+
+    for bound in (planner.TOGETHER_BYTES, 0):
+        monkeypatch.setattr(planner, "TOGETHER_BYTES", bound)
+        rounds, info, bits = trained(
+            look,
+            model=weighted,
+            data={**small_split.ROWS, "weights": weights},
+            split=split,
+            rounds=4,
+            micro_batches=8,
+        )
+        assert info.state is RunState.FINISHED, info.detail
+        found.append(([record.loss for record in rounds], bits))
+    assert found[0] == found[1]

@@ -199,13 +199,16 @@ class SplitPasses:
             EdgeAttentionError: what time does not mend, or has not within the run's patience.
         """
         count = len(positions) // self._piece
-        at_once = pieces_at_once(self._plan.stages, count)
         sums = self._new_sums(count) if gradients else None
         added = sums is not None
+        # Those that are added together wait for each other, so all of them are under way.
+        together = sums is not None and sums.together
+        at_once = count if together else pieces_at_once(self._plan.stages, count)
         machine = SplitStep(count, at_once, self._patience, time.monotonic(), sums=added)
         running = PassOfSamples(self._plan, gradients and not added)
         answers: dict[int, ModelAnswer] = {}
         news: asyncio.Queue[tuple[str, int, Any]] = asyncio.Queue()
+        in_turn = asyncio.Lock()
         tasks: set[asyncio.Task[None]] = set()
         spent: list[NodeSums] = []
         """Of tries that have ended: closed before the next one, as what came may be as large as the model."""
@@ -224,7 +227,10 @@ class SplitPasses:
                     await news.put((kind, piece, await sums.collect(self._gradient_names)))
                     return
                 own = positions[piece * self._piece : (piece + 1) * self._piece]
-                feeds = await asyncio.to_thread(samples.feeds, own)
+                async with (
+                    in_turn
+                ):  # so that pieces have the same lanes in every step, by which nodes know them
+                    feeds = await asyncio.to_thread(samples.feeds, own)
                 answer = await self._runner.infer(
                     self._id, shape, feeds, left, then=adding(sums, piece) if sums is not None else None
                 )

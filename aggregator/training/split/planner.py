@@ -60,6 +60,10 @@ __all__ = ["plan"]
 
 MOVED = 0.28
 """Bytes that other operators move in the time of one operation of a product (docs/planner.md)."""
+TOGETHER_PIECES, TOGETHER_BYTES = 16, 8 * 1024 * 1024
+"""Pieces of a step, and bytes that a part keeps of all of them, gradients included, up to which all of a
+step's pieces are under way at once, and are added by one call a part at its end: a call costs as much,
+however little it adds."""
 
 
 def plan(
@@ -122,8 +126,10 @@ def plan(
         read = require_staying(emitted.schedule, labels)
     trained = sum(array.nbytes for array in model.parameters.values())
     sums: Schedule | None = None
+    most = job.micro_batches * (max(emitted.kept.values(), default=0) + trained)
+    together = 1 < job.micro_batches <= TOGETHER_PIECES and most <= TOGETHER_BYTES
     if job.micro_batches > 1:
-        emitted, sums = summed(emitted)
+        emitted, sums = summed(emitted, job.micro_batches if together else 0)
         _require_modest(sums, job.batch, trained)
         (into / SUMS).write_text(dumps(sums))
     _require_modest(emitted.schedule, size, 0 if sums else trained)
@@ -167,7 +173,7 @@ def plan(
     def recomputed() -> Mapping[int, int]:
         return training_cut(opened, model.names, cut_plan, feeds, recompute=True, axes=axes).kept
 
-    _require_room(job, made, nodes, recomputed)
+    _require_room(job, made, nodes, recomputed, together)
     safetensors.numpy.save_file(
         {f"p/{i}": np.ascontiguousarray(array) for i, array in enumerate(model.parameters.values())},
         folder / "initial.safetensors",
@@ -312,14 +318,19 @@ def _require_modest(schedule: Schedule, size: int, trained: int) -> None:
 
 
 def _require_room(
-    job: SplitJob, made: SplitPlan, nodes: Sequence[NodeTold], recomputed: Callable[[], Mapping[int, int]]
+    job: SplitJob,
+    made: SplitPlan,
+    nodes: Sequence[NodeTold],
+    recomputed: Callable[[], Mapping[int, int]],
+    together: bool,
 ) -> None:
     """Refuse a plan whose weights, with gradients and activations of the pieces under way, are past a node's
     memory limit; what a graph takes besides while it runs, nodes say.
 
-    `recomputed`: by part what is kept of a piece where activations are computed again.
+    `recomputed`: by part what is kept of a piece where activations are computed again. `together`: all pieces
+    are under way at once.
     """
-    pieces = pieces_at_once(made.stages, job.micro_batches)
+    pieces = job.micro_batches if together else pieces_at_once(made.stages, job.micro_batches)
     limits = {node.name: node for node in nodes}
 
     def lacking(kept: Mapping[int, int]) -> list[str]:
@@ -327,9 +338,9 @@ def _require_room(
         for part in made.parts:
             for node in made.holders.get(part.part, ()):
                 # Of sums the one before goes when the next is made, or, where small, when the one after is.
-                gradients = pieces + (2 if job.micro_batches > 1 else 0)
+                gradients = pieces + (1 if together else 2 if job.micro_batches > 1 else 0)
                 size = part.weights + gradients * part.trained + pieces * kept[part.part]
-                if job.micro_batches > 1 and part.trained <= OVERWRITTEN:
+                if job.micro_batches > 1 and not together and part.trained <= OVERWRITTEN:
                     size += part.trained
                 needs[node] = needs.get(node, 0) + size
         return [

@@ -92,6 +92,10 @@ def _add_sums(
 ) -> None:
     """What adds the part's gradients, and gives out their sums. `segment`: of the schedule of sums."""
     gradients = {made[one.output] for one in segment.contributions}
+    if (whole := schedule.graphs.get(f"sum/{segment.part}/all")) is not None:
+        found.inputs.setdefault(whole, {}).setdefault(numbered("g/0/0"), set()).update(gradients)
+        found.leaves.setdefault(whole, set()).add(numbered("t/0"))
+        return
     first, following = (schedule.graphs[f"sum/{segment.part}/{which}"] for which in ("first", "next"))
     for graph in (first, following):
         inputs = found.inputs.setdefault(graph, {})

@@ -5,7 +5,9 @@ is their sum, once.
                then, on each part's node, in the pieces' order:   sum = sum + count * grad
     the end    each part sends its sums, which fold as the gradients of one piece did
 
-The graphs that add are among the schedule's, as `sum/<part>/first` and `sum/<part>/next`: no segment's.
+Where pieces are small, all of their gradients are kept to the end, and one graph adds them, in the same order
+and to the same bits. The graphs that add are among the schedule's, as `sum/<part>/first` and
+`sum/<part>/next`, or `sum/<part>/all`: no segment's.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 
+import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from edge_attention.core.schedule.extents import extent_shape
@@ -30,14 +33,14 @@ from edge_attention.graphs.backward.transpose import GRADIENT
 from edge_attention.graphs.onnx_builder import FLOAT, Builder
 from edge_attention.graphs.onnx_file import serialize
 
-__all__ = ["COUNT", "KEPT", "MADE", "adding_graph", "first_of", "next_of", "summed"]
+__all__ = ["COUNT", "KEPT", "MADE", "adding_all", "adding_graph", "all_of", "first_of", "next_of", "summed"]
 
 KEPT = "grad/"
 """What a part's gradients are kept as begin so."""
 MADE = "made/"
 """Results, one a part, of nothing but that its last segment has run: a request is over with its results."""
 COUNT = "count"
-"""The input of graphs that add: what the piece counts."""
+"""The input of graphs that add: what the piece counts, or each of all pieces."""
 
 
 def first_of(part: int) -> str:
@@ -50,8 +53,15 @@ def next_of(part: int) -> str:
     return f"sum/{part}/next"
 
 
-def summed(emitted: Emitted) -> tuple[Emitted, Schedule]:
+def all_of(part: int) -> str:
+    """The one that adds all pieces."""
+    return f"sum/{part}/all"
+
+
+def summed(emitted: Emitted, together: int = 0) -> tuple[Emitted, Schedule]:
     """A training schedule whose gradients are kept, and the schedule of what is sent of their sums.
+
+    `together`: so many pieces are added by one graph; 0: each by one of its own.
 
     Of the latter each part has one segment, without inputs: its contributions' outputs are called as what is
     kept.
@@ -88,11 +98,17 @@ def summed(emitted: Emitted) -> tuple[Emitted, Schedule]:
         if not own:
             continue
         shapes = [extent_shape(schedule.boundaries[one.boundary].spec.shape, one.extent) for one in own]
-        for name, begins in ((first_of(part), True), (next_of(part), False)):
-            data = serialize(adding_graph(shapes, begins))
+        adding = (
+            {all_of(part): adding_all(shapes, together)}
+            if together
+            else {first_of(part): adding_graph(shapes, True), next_of(part): adding_graph(shapes, False)}
+        )
+        for name, graph in adding.items():
+            data = serialize(graph)
             digests[name] = sha256(data).hexdigest()
             graphs[digests[name]] = data
-        folds.append(ModelSegment(part, next_of(part), {}, {}, tuple(own)))
+        sends = all_of(part) if together else next_of(part)
+        folds.append(ModelSegment(part, sends, {}, {}, tuple(own)))
     results = {name: b for name, b in schedule.results.items() if b not in gradients} | made
     piece = replace(schedule, results=results, boundaries=boundaries, steps=tuple(steps), graphs=digests)
     piece.check()
@@ -136,5 +152,19 @@ def adding_graph(shapes: Sequence[tuple[int, ...]], begins: bool) -> ModelProto:
         value = g("Mul", g.input(f"g/{i}", FLOAT, shape), count)
         if not begins:
             value = g("Add", g.input(f"s/{i}", FLOAT, shape), value)
+        g.output(f"t/{i}", value, FLOAT, shape)
+    return g.model()
+
+
+def adding_all(shapes: Sequence[tuple[int, ...]], pieces: int) -> ModelProto:
+    """t/<i> = (count[0] * g/0/<i> + count[1] * g/1/<i>) + ...: what `adding_graph`s make one by one."""
+    g = Builder("sums")
+    counts = g.input(COUNT, TensorProto.FLOAT, (pieces,))
+    each = [g("Gather", counts, g.const(np.int64(k)), axis=0) for k in range(pieces)]
+    for i, shape in enumerate(shapes):
+        value = ""
+        for k, count in enumerate(each):
+            more = g("Mul", g.input(f"g/{k}/{i}", FLOAT, shape), count)
+            value = g("Add", value, more) if k else more
         g.output(f"t/{i}", value, FLOAT, shape)
     return g.model()

@@ -7,7 +7,7 @@ import pytest
 from edge_attention.core.schedule.extents import extent_shape
 from edge_attention.core.schedule.fold_plan import FoldPlan
 from edge_attention.core.schedule.plan import Cut
-from edge_attention.graphs.backward.summed import MADE, first_of, next_of, summed
+from edge_attention.graphs.backward.summed import MADE, all_of, first_of, next_of, summed
 from edge_attention.graphs.backward.transpose import GRADIENT
 from tests.graphs.axes.random_transformers import TransformerRecipe, feeds_of, transformer
 from tests.graphs.backward.bare_models import bare_case
@@ -41,6 +41,11 @@ def test_of_gradients_nothing_is_sent_and_all_is_kept(split: str) -> None:
         assert ran.sent[part] == whole.sent[part] - size + 4, "and one number, that it has run"
         for name in (first_of(part), next_of(part)):
             assert piece.schedule.graphs[name] in piece.graphs
+    at_once, of_all = summed(emitted, 4)
+    assert (of_all.results, of_all.boundaries) == (sums.results, sums.boundaries)
+    assert [segment.graph for segment in of_all.steps[0].segments] == [all_of(part) for part in range(3)]
+    assert {n for n in at_once.schedule.graphs if n.startswith("sum/")} == {all_of(part) for part in range(3)}
+    assert at_once.schedule.steps == piece.schedule.steps, "but for the adding nothing is another"
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -101,13 +101,20 @@ def test_what_would_be_refused_as_too_much_at_a_time_once_the_run_starts_has_no_
         made.plan()
 
 
-def test_activations_of_the_pieces_under_way_count_and_computing_them_again_is_proposed(made):
+@pytest.mark.parametrize("together", [True, False])
+def test_activations_of_the_pieces_under_way_count_and_computing_them_again_is_proposed(
+    made, monkeypatch, together
+):
+    if not together:
+        monkeypatch.setattr(planner, "TOGETHER_BYTES", 0)
     found, _ = made.plan(batch=32, micro_batches=4)
     again, _ = made.plan(batch=32, micro_batches=4, recompute=True)
 
     def needs(plan):
-        # Of gradients and sums small parts have one more, which the next is written over.
-        return max(part.weights + 7 * part.trained + 4 * part.kept for part in plan.parts)
+        # All pieces are under way, and their sum is made at the end; else there are three sums, as parts are
+        # small enough to be written over.
+        gradients = 5 if together else 7
+        return max(part.weights + gradients * part.trained + 4 * part.kept for part in plan.parts)
 
     assert all(part.kept > 0 for part in found.parts[:2])
     assert found.parts[2].kept == 0, "its two passes are one"
@@ -134,7 +141,10 @@ def test_samples_of_another_type_are_refused_by_their_input(made):
         made.plan()
 
 
-def test_a_mask_that_later_layers_read_is_passed_on_only_where_the_job_says_so(made):
+@pytest.mark.parametrize("together", [True, False])
+def test_a_mask_that_later_layers_read_is_passed_on_only_where_the_job_says_so(made, monkeypatch, together):
+    if not together:
+        monkeypatch.setattr(planner, "TOGETHER_PIECES", 1)
     data = SplitData(inputs="texts", labels="marks")
     with pytest.raises(InvalidArgument, match=r"data\.passes = \['attention_mask'\]"):
         made.plan(data=data)
@@ -155,9 +165,14 @@ def test_a_mask_that_later_layers_read_is_passed_on_only_where_the_job_says_so(m
     assert needed.keys() == {0, 2}
     leaves = {name for rule in needed[0].graphs.values() for name in rule.leaves}
     assert "passed/attention_mask" in leaves
-    first, following = (needed[0].graphs[schedule.graphs[f"sum/0/{name}"]] for name in ("first", "next"))
-    assert first.leaves == following.leaves == {"t/*"}
-    assert following.inputs["s/*"] == {f"{schedule.graphs[f'sum/0/{n}']}:t/*" for n in ("first", "next")}
+    names = ("all",) if together else ("first", "next")
+    adding = [needed[0].graphs[schedule.graphs[f"sum/0/{name}"]] for name in names]
+    assert all(rule.leaves == {"t/*"} for rule in adding)
+    gradients = adding[0].inputs["g/*/*" if together else "g/*"]
+    assert gradients
+    if not together:
+        assert adding[1].inputs["g/*"] == gradients
+        assert adding[1].inputs["s/*"] == {f"{schedule.graphs[f'sum/0/{n}']}:t/*" for n in names}
     trained = {one.output for one in made.sums.steps[0].segments[0].contributions}
     kept = {n for step in schedule.steps for s in step.segments for n, to in s.kept.items() if to in trained}
     assert kept, "of gradients of a piece nothing leaves"

@@ -16,9 +16,9 @@ from aggregator.inference.runner import HeldRequest
 from aggregator.training.federated.plan import DataInput
 from aggregator.training.split.plan import OVERWRITTEN
 from aggregator.training.split.samples import OwnSamples, SampleTurns, check_samples
-from aggregator.training.split.sums import AddingPrograms, NodeSums
+from aggregator.training.split.sums import LANES_KNOWN, AddingPrograms, NodeSums
 from aggregator.training.split.versions import GradientSum
-from edge_attention.core.errors import InvalidTensor, NotFinite
+from edge_attention.core.errors import InvalidTensor, NotFinite, Unavailable
 from edge_attention.core.messages.program import Drop, Return, Run
 from edge_attention.core.schedule.schedule import (
     Boundary,
@@ -28,7 +28,7 @@ from edge_attention.core.schedule.schedule import (
     Step,
     TensorForm,
 )
-from edge_attention.graphs.backward.summed import COUNT, adding_graph
+from edge_attention.graphs.backward.summed import COUNT, adding_all, adding_graph
 
 NAMES = ("w", "b")
 
@@ -74,13 +74,17 @@ def test_graphs_that_add_on_nodes_make_the_bits_that_adding_here_makes(counts, s
     first, following = (
         ort.InferenceSession(adding_graph(shapes, begins).SerializeToString()) for begins in (True, False)
     )
+    whole, fed = ort.InferenceSession(adding_all(shapes, len(counts)).SerializeToString()), {}
     here, sums = GradientSum(NAMES), []
-    for count in counts:
+    for at, count in enumerate(counts):
         gradients = piece(rng)
+        fed |= {f"g/{at}/{i}": gradients[name] for i, name in enumerate(NAMES)}
         here.add(1.0, gradients, count)
         feeds = {f"g/{i}": gradients[name] for i, name in enumerate(NAMES)}
         feeds |= {f"s/{i}": array for i, array in enumerate(sums)} | {COUNT: np.array(count, np.float32)}
         sums = (following if sums else first).run(["t/0", "t/1"], feeds)
+    at_once = whole.run(["t/0", "t/1"], fed | {COUNT: np.array(counts, np.float32)})
+    assert [one.tobytes() for one in at_once] == [one.tobytes() for one in sums], "added at once or in turn"
     there = GradientSum(NAMES)
     there.take(sum(counts), dict(zip(NAMES, sums, strict=True)), sum(counts))
     (loss, wanted, norm), (other, found, same) = here.mean(clip=0.5), there.mean(clip=0.5)
@@ -89,12 +93,13 @@ def test_graphs_that_add_on_nodes_make_the_bits_that_adding_here_makes(counts, s
         assert one.tobytes() == two.tobytes()
 
 
-def adding(elements):
+def adding(elements, graphs=("first", "next")):
     """What adds the one gradient of part 0, of so many elements."""
-    segment = ModelSegment(0, "sum/0/next", {}, {}, (Contributed("grad/0", "g"),))
+    named = {f"sum/0/{graph}": graph[0] for graph in graphs}
+    segment = ModelSegment(0, f"sum/0/{graphs[-1]}", {}, {}, (Contributed("grad/0", "g"),))
     boundaries = {"g": Boundary(TensorForm("float32", (elements,)))}
-    sums = Schedule(1, {}, {"grad:w": "g"}, boundaries, (Step((segment,)),), {"sum/0/next": "n"}, {})
-    return AddingPrograms("run", sums, {"sum/0/first": "f", "sum/0/next": "n"})
+    sums = Schedule(1, {}, {"grad:w": "g"}, boundaries, (Step((segment,)),), named, {})
+    return AddingPrograms("run", sums, named)
 
 
 def test_what_adds_a_piece_is_the_same_in_every_step_and_reads_what_the_piece_before_made():
@@ -123,17 +128,21 @@ def test_large_gradients_are_dropped_once_they_are_added_and_small_ones_written_
     assert drop.stored == ("job/run/lane0/p0/grad/", before, sent.stored.removesuffix("0"))
 
 
+class Trips:
+    """Remembers what nodes are asked."""
+
+    def __init__(self):
+        self.posted, self.asked = [], []
+
+    async def make(self, errands, seconds, take, **rest):
+        self.asked += errands
+        return SimpleNamespace(missing={})
+
+    def post(self, node, instructions):
+        self.posted.append((node, instructions))
+
+
 def test_a_step_that_does_not_go_well_leaves_no_sums_of_the_steps_before_on_nodes():
-    class Trips:
-        def __init__(self):
-            self.posted = []
-
-        async def make(self, errands, seconds, take, **rest):
-            return SimpleNamespace(missing={})
-
-        def post(self, node, instructions):
-            self.posted.append((node, instructions))
-
     async def scenario():
         trips, programs = Trips(), adding(4)
         for node in ("b", "a"):  # the part has moved between two steps
@@ -145,6 +154,83 @@ def test_a_step_that_does_not_go_well_leaves_no_sums_of_the_steps_before_on_node
         # It ends before anything of it was added.
         NodeSums(programs, 1, trips, frozenset(), ()).free()
         assert trips.posted == [(node, (Drop((programs.scope,)),)) for node in "ab"]
+
+    asyncio.run(scenario())
+
+
+def held(lane, node="a", moves=0):
+    return HeldRequest(lane, {0: node}, moves, {})
+
+
+async def turns(count=20):
+    """Let whatever can go on do so."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def test_small_pieces_wait_for_each_other_and_are_added_by_one_call_in_their_order():
+    async def scenario():
+        trips, programs = Trips(), adding(4, ("all",))
+        assert programs.together
+        sums = NodeSums(programs, 3, trips, frozenset(), ())
+        waiting = [
+            asyncio.ensure_future(sums.add(piece, count, held(lane), 60.0))
+            for piece, count, lane in ((2, 3.0, 7), (0, 1.0, 5))
+        ]
+        await turns()
+        assert not any(task.done() for task in waiting)
+        assert not trips.asked
+        await sums.add(1, 2.0, held(6), 60.0)
+        await asyncio.gather(*waiting)
+        (errand,) = trips.asked
+        run, sent = errand.instructions
+        lanes = [run.inputs[f"g/{k}/0"].name for k in range(3)]
+        assert lanes == [f"job/run/lane{lane}/p0/grad/0" for lane in (5, 6, 7)], "whichever came first"
+        assert errand.inline["task/count"].tolist() == [1.0, 2.0, 3.0]
+        assert (run.graph, sent) == ("a", Return(run.outputs["t/0"], "t/0"))
+        assert errand.wanted == programs.wanted(0)
+        # A node knows what comes again by these very instructions.
+        assert programs.of_all(0, (5, 6, 7)) is errand.instructions
+        assert programs.of_all(0, (5, 7, 6)) is not errand.instructions
+
+    asyncio.run(scenario())
+
+
+def test_what_is_kept_of_lanes_does_not_grow():
+    programs = adding(4, ("all",))
+    for lane in range(1000):
+        programs.of_all(0, (lane, lane + 1))
+    assert len(programs._whole) <= LANES_KNOWN
+
+
+@pytest.mark.parametrize("trouble", ["moved", "elsewhere", "spoilt"])
+def test_no_piece_is_added_where_one_has_failed_or_gone_elsewhere(trouble):
+    async def scenario():
+        trips = Trips()
+        sums = NodeSums(adding(4, ("all",)), 3, trips, frozenset(), ())
+        waiting = asyncio.ensure_future(sums.add(0, 1.0, held(0), 60.0))
+        await turns()
+        if trouble == "spoilt":
+            await sums.spoil()
+        else:
+            last = held(1, moves=1) if trouble == "moved" else held(1, node="b")
+            with pytest.raises(Unavailable, match="on another node in the middle of a step"):
+                await sums.add(1, 1.0, last, 60.0)
+        with pytest.raises(Unavailable, match="the step begins again"):
+            await waiting
+        for piece in (1, 2):
+            with pytest.raises(Unavailable):
+                await sums.add(piece, 1.0, held(piece), 60.0)
+        assert not trips.asked
+
+    asyncio.run(scenario())
+
+
+def test_a_piece_that_waits_for_others_does_not_wait_for_ever():
+    async def scenario():
+        sums = NodeSums(adding(4, ("all",)), 2, Trips(), frozenset(), ())
+        with pytest.raises(Unavailable, match="the step begins again"):
+            await sums.add(0, 1.0, held(0), 0.01)
 
     asyncio.run(scenario())
 
