@@ -67,6 +67,7 @@ class Cell:
         self._process: CellProcess | None = None
         self._grants: dict[int, tuple[CellProcess, int]] = {}
         self._failures: dict[int, EdgeAttentionError] = {}
+        self._unkept = False  # a graph is blamed, and the disk does not know yet
         self._thread: threading.Thread | None = None
         self._starting = False
         self._asleep_until = float("-inf")  # what the thread below waits for on the clock
@@ -126,7 +127,7 @@ class Cell:
     def _granted(self, number: int, stop: Stoppable) -> tuple[CellProcess, int]:
         with self._changed:
             while number not in self._grants:
-                if number in self._failures:
+                if number in self._failures and not self._unkept:
                     stop.check()
                     raise self._failures[number]
                 self._changed.wait()
@@ -279,6 +280,7 @@ class Cell:
             case Blame(digest):
                 log.info("the %s cell came to this so: %s", self._name, told(self._state.transitions))
                 self._graphs.blame(digest)
+                self._unkept = True
             case Notice(text):
                 log.warning("%s", text)
 
@@ -337,9 +339,21 @@ class Cell:
                 self._process = None
                 self._changed.notify_all()
             self._tell(self._state.died, how, self._clock())
+            self._keep_blamed()
         elif report and self._state.phase is CellPhase.STARTING:
             self.report = report
             # The devices of an accelerator are files, too: a cell that uses one is never quite shut.
             level = logging.WARNING if report.startswith(OPEN) else logging.INFO
             log.log(level, "the %s cell is process %d, shut in by: %s", self._name, process.pid, report)
             self._tell(self._state.ready, self._clock())
+
+    def _keep_blamed(self) -> None:
+        """Have the disk know of graphs that have ended the process, before whoever ran them is told.
+
+        Not under the lock: the event loop takes it, too, and a disk may take seconds.
+        """
+        if self._unkept:
+            self._graphs.keep()
+            with self._changed:
+                self._unkept = False
+                self._changed.notify_all()

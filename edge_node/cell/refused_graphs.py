@@ -31,9 +31,10 @@ class RefusedGraphs:
         self._allowed = frozenset(_digest(text) for text in allowed)
         self._file = folder / "ended-by-graphs.json" if folder else None
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._deaths = {k: n for k, n in _read(self._file).items() if k not in self._allowed}
         if self._allowed:
-            self._write()
+            self.keep()
 
     def refusal(self, digest: str) -> GraphDied | None:
         """Why this graph is not run, or None."""
@@ -46,7 +47,7 @@ class RefusedGraphs:
         )
 
     def blame(self, digest: str) -> None:
-        """Count that the graph `digest` has ended a process."""
+        """Count that the graph `digest` has ended a process. Quick: `keep` has the disk know."""
         if digest in self._allowed:
             return
         with self._lock:
@@ -55,20 +56,26 @@ class RefusedGraphs:
                 del self._deaths[next(iter(self._deaths))]
             if self._deaths[digest] == MOST_DEATHS:
                 log.warning("%s", self.refusal(digest))
-            self._write()
+
+    def keep(self) -> None:
+        """Have the disk know what was counted. Blocks for as long as a disk may take."""
+        with self._writing:
+            with self._lock:
+                deaths = dict(self._deaths)
+            self._write(deaths)
 
     @property
     def refused(self) -> int:
         """How many graphs are refused now."""
         return sum(deaths >= MOST_DEATHS for deaths in self._deaths.values())
 
-    def _write(self) -> None:
+    def _write(self, deaths: dict[str, int]) -> None:
         if self._file is None:
             return
         temporary = self._file.with_suffix(".new")
         try:
             with open(temporary, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-                json.dump(self._deaths, file)
+                json.dump(deaths, file)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self._file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -35,6 +36,7 @@ from edge_node.cell import process as cell_process
 from edge_node.cell import state as cell_state
 from edge_node.cell.refused_graphs import RefusedGraphs
 from edge_node.runtime import ForeignGraph, Runtime, Stop
+from edge_node.steps import ANYTHING
 
 pytestmark = pytest.mark.e2e
 
@@ -432,6 +434,37 @@ def test_a_graph_that_ends_it_twice_is_refused_also_after_a_restart_until_it_is_
         RefusedGraphs(None, ["x"])
 
 
+def test_nobody_waits_for_the_disk_that_is_to_know_of_a_graph_but_who_ran_it(monkeypatch):
+    made, feeds = small_graphs.divided(), {"a": LOWEST, "b": MINUS}
+    graphs = RefusedGraphs()
+    writing, written = threading.Event(), threading.Event()
+
+    def slow():
+        writing.set()
+        assert written.wait(180)
+
+    monkeypatch.setattr(graphs, "keep", slow)
+    runtime = Runtime(limit=256 << 20, graphs=graphs)
+    with ThreadPoolExecutor(2) as pool:
+        job = pool.submit(run, runtime, made, feeds, "y")
+        try:
+            assert writing.wait(180)
+            # The event loop asks so, too, and waits for nothing.
+            other = runtime.load(*small_graphs.doubled())
+            steps = other.steps({"x": np.ones((3, 2), np.float32)}, ["y"], Stop())
+            assert pool.submit(next, steps).result(60) is ANYTHING
+            assert not job.done()
+        finally:
+            written.set()
+        with pytest.raises(GraphDied, match="ended its process"):
+            job.result(180)
+        # Its process is there by then, and is ended with the cell.
+        until(lambda: runtime.cells.public._state.phase is cell_state.CellPhase.READY)
+        steps.close()
+        runtime.close()
+        until(lambda: runtime.cells.public.pid is None)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"x": 1}', '{"' + "a" * 64 + '": "2"}'])
 def test_a_damaged_count_is_said_and_refuses_nothing(tmp_path, text, caplog):
     (tmp_path / "ended-by-graphs.json").write_text(text)
@@ -466,6 +499,7 @@ def test_descriptors_and_memory_are_back_after_two_hundred_runs(runtime):
 
     for _ in range(5):
         once()
+    gc.collect()  # what other tests have left behind
     regions, mappings, mine, theirs = held()
     before = resident()
     for _ in range(50):
