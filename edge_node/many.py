@@ -164,16 +164,21 @@ class ManyNodes:
     tables: Mapping[str, Table]
     engine: runtime.Runtime
     links: dict[str, link.NodeLink] = field(default_factory=dict)
+    ended: dict[str, str] = field(default_factory=dict)
+    """Node -> why it has ended for good."""
     left: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
-        """Until all have left."""
+        """Until all have left, or one of them cannot go on."""
         self._threads = crew.Threads(THREADS)
         self._loaders = ThreadPoolExecutor(THREADS, thread_name_prefix="load")
         self._brief = _Brief()
+        lives = [asyncio.ensure_future(self._live(node)) for node in self.nodes]
         try:
-            await asyncio.gather(*map(self._live, self.nodes))
+            await asyncio.gather(*lives)
         finally:
+            for life in lives:
+                life.cancel()
             self._threads.close()
             self._loaders.shutdown(wait=False)
 
@@ -215,6 +220,7 @@ class ManyNodes:
             if text:
                 log.warning("%s: %s", node.name, text)
             if not node.every and code:
+                self.ended[node.name] = text or f"exit code {code}"
                 return
             await self._pause(node.down)
 

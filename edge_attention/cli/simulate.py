@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from importlib import import_module
@@ -18,8 +19,13 @@ import click
 from edge_attention.cli.local_fleet import LocalFleet
 from edge_attention.cli.output import json_option, print_json, print_table, say
 from edge_attention.cli.watch import watch
-from edge_attention.client.sync import Client
-from edge_attention.core.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
+from edge_attention.client.sync import Client, Run
+from edge_attention.core.errors import (
+    DeadlineExceeded,
+    EdgeAttentionError,
+    FailedPrecondition,
+    InvalidArgument,
+)
 from edge_attention.core.messages.fleet import NodeState
 from edge_attention.jobs.federated_job import FederatedJob
 from edge_attention.jobs.job_file import read_job
@@ -33,6 +39,8 @@ STARTED_SECONDS = 120.0
 """That nodes have to come, those that the scenario has come late apart."""
 LEASE_SECONDS = 30.0
 """Nodes share two cores or four: one that is silent for so long is not lost yet."""
+LOOK_SECONDS = 0.2
+"""Between two looks at whether the nodes are still there."""
 
 _EPILOG = """
 The job runs as it would on a fleet: the real aggregator and its strategies, and nodes that train with the
@@ -132,21 +140,22 @@ def simulate(
         {"name": name, "rows": {wanted.dataset: share}, **asdict(found[name])}
         for name, share in zip(names, rows, strict=True)
     ]
-    require: Callable[[], None] = _nothing
     with ExitStack() as stack:
         if processes:
             hosts = min(count, processes)
             fleet = stack.enter_context(_fleet(wanted.dataset, data, nodes, hosts, state))
-            address, require = fleet.address, partial(_require_running, fleet)
+            require: Callable[[], None] = partial(_require_running, fleet)
+            address = fleet.address
         else:
             hosted = _host().hosted
             tables = {wanted.dataset: table}
-            address = stack.enter_context(hosted(nodes, tables, state, LEASE_SECONDS))
+            address, require = stack.enter_context(hosted(nodes, tables, state, LEASE_SECONDS))
         client = stack.enter_context(Client(address, timeout=300.0))
         _wait(client, require, [name for name in names if not found[name].after])
         ready = time.monotonic()
         run = client.train(replace(wanted, nodes=tuple(names)))
-        watch(run, record, as_json, goes_on=False)
+        with _while_there(run, require):
+            watch(run, record, as_json, goes_on=False)
         _report(found, ready - began, time.monotonic() - ready, as_json)
 
 
@@ -193,14 +202,10 @@ def _host() -> Any:
         ) from None
 
 
-def _nothing() -> None:
-    """What is in this process runs, or has raised."""
-
-
 def _require_running(fleet: LocalFleet) -> None:
     for child in fleet.children.values():
         if not child.running:
-            raise FailedPrecondition(f"{child.name} ended as it started:", child.last_lines())
+            raise FailedPrecondition(f"{child.name} ended:", child.last_lines())
 
 
 def _wait(client: Client, require: Callable[[], None], names: Sequence[str]) -> None:
@@ -223,6 +228,35 @@ def _wait(client: Client, require: Callable[[], None], names: Sequence[str]) -> 
                 f"{lacking[0]} among them"
             )
         time.sleep(0.02)
+
+
+@contextmanager
+def _while_there(run: Run, require: Callable[[], None]) -> Iterator[None]:
+    """Stop the run as soon as its nodes cannot come any more, for which it would wait, and raise why."""
+    over, failed = threading.Event(), list[EdgeAttentionError]()
+
+    def look() -> None:
+        while not over.wait(LOOK_SECONDS):
+            try:
+                require()
+            except EdgeAttentionError as error:
+                failed.append(error)
+                with suppress(EdgeAttentionError):  # the aggregator may be what has ended
+                    run.stop()
+                return
+
+    looking = threading.Thread(target=look, name="nodes", daemon=True)
+    looking.start()
+    try:
+        yield
+    except EdgeAttentionError:
+        if not failed:
+            raise
+    finally:
+        over.set()
+        looking.join()
+    if failed:
+        raise failed[0]
 
 
 def _report(found: Mapping[str, NodeCourse], start: float, run: float, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from aggregator.server import ServerSettings, running
 from aggregator.training.planner import make_here
 from aggregator.training.recipe import training
 from edge_attention.client.background import BACKGROUND
+from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition
 from edge_attention.loop import SWITCH_SECONDS, freeze_what_lives
 from edge_attention.tables.table import Table
 from edge_node.here import Here
@@ -52,6 +53,23 @@ class _HostedNodes:
     def _begin(self) -> None:
         assert self._many is not None
         self._life = asyncio.create_task(self._many.run(), name="simulated nodes")
+
+    def require(self) -> None:
+        """Return where the nodes are there, or may come yet.
+
+        Raises:
+            FailedPrecondition: one has ended, or all have: why.
+        """
+        many, life = self._many, self._life
+        if many is None or life is None:
+            return
+        if life.done() and not life.cancelled() and (error := life.exception()) is not None:
+            own = isinstance(error, EdgeAttentionError)
+            why = str(error) if own else f"{type(error).__name__}: {error}"
+            raise FailedPrecondition(f"the simulated nodes have ended: {why}") from error
+        if many.ended:
+            name, why = next(iter(many.ended.items()))
+            raise FailedPrecondition(f"{name} has ended: {why}")
 
     async def _end(self) -> None:
         if self._many is not None and self._life is not None:
@@ -94,8 +112,10 @@ class _Serving:
 @contextmanager
 def hosted(
     nodes: Sequence[Mapping[str, Any]], tables: Mapping[str, Table], state: Path | None, lease: float
-) -> Iterator[str]:
-    """An aggregator with these nodes, while the block runs; its address, for a client of this process.
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """An aggregator with these nodes, while the block runs.
+
+    Its address, for a client of this process; and what raises once nodes have ended, with why.
 
     Args:
         nodes: each node's fields of `SimulatedNode`.
@@ -109,9 +129,10 @@ def hosted(
     sys.setswitchinterval(SWITCH_SECONDS)
     freeze_what_lives()
     settings = ServerSettings("127.0.0.1", 0, state, "127.0.0.1", None, lease, PATIENCE_SECONDS)
-    serving = _Serving(settings, _HostedNodes([SimulatedNode(**node) for node in nodes], tables))
+    fleet = _HostedNodes([SimulatedNode(**node) for node in nodes], tables)
+    serving = _Serving(settings, fleet)
     key = BACKGROUND.acquire(serving.end)
     try:
-        yield f"127.0.0.1:{BACKGROUND.run(serving.begin(), START_SECONDS)}"
+        yield f"127.0.0.1:{BACKGROUND.run(serving.begin(), START_SECONDS)}", fleet.require
     finally:
         BACKGROUND.close(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -137,3 +138,62 @@ def test_what_cannot_be_simulated_is_said_before_anything_starts(folder, words, 
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+BROKEN = """
+import asyncio, sys
+from edge_attention.cli import main, simulate
+from edge_attention.client.background import BACKGROUND
+from edge_node import many
+
+whole, watch, following = many.ManyNodes._live, simulate.watch, asyncio.Event()
+
+def watched(*words, **options):
+    BACKGROUND._loop.call_soon_threadsafe(following.set)
+    watch(*words, **options)
+
+async def live(self, node):
+    if node.name == "node-2":
+        if sys.argv[1] == "later":
+            here = asyncio.ensure_future(whole(self, node))
+            await following.wait()
+            here.cancel()
+        raise ValueError("a disk is on fire")
+    await whole(self, node)
+
+many.ManyNodes._live = live
+simulate.watch = watched
+sys.argv = ["edge-attention", *sys.argv[2:]]
+main.main()
+"""
+
+
+@pytest.mark.parametrize("when", ["at once", "later"])
+def test_what_the_nodes_have_ended_with_ends_the_command(folder, when):
+    # A run would wait for them for 600 s.
+    job = (folder / "job.toml").read_text().replace("rounds = 3", "rounds = 100000")
+    (folder / "job.toml").write_text(job)
+    (folder / "broken.py").write_text(BROKEN)
+    words = ["simulate", "job.toml", "--data", "rows.npz", "--nodes", "3", "--json"]
+    command = [sys.executable, str(folder / "broken.py"), when, *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr == "edge-attention: the simulated nodes have ended: ValueError: a disk is on fire\n"
+
+
+def test_a_process_of_nodes_that_is_killed_ends_the_command(folder):
+    job = (folder / "job.toml").read_text().replace("rounds = 3", "rounds = 100000")
+    (folder / "job.toml").write_text(job)
+    words = ["simulate", "job.toml", "--data", "rows.npz", "--nodes", "2", "--processes", "2", "--json"]
+    command = [sys.executable, "-m", "edge_attention.cli.main", *words]
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        running.stdout.readline()  # a round is over
+        hosts = [p for p in psutil.Process(running.pid).children() if "edge_node.many" in p.cmdline()]
+        assert len(hosts) == 2
+        hosts[0].kill()
+        _, err = running.communicate(timeout=300)
+    assert running.returncode == 1
+    assert re.match(r"edge-attention: nodes [12] ended:", err), err
