@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from edge_attention.core.errors import FailedPrecondition
+from edge_attention.core.errors import FailedPrecondition, NotFinite
 from edge_attention.core.messages.training import TrainingRound
 
-__all__ = ["Diverged", "diverged", "unevaluated"]
+__all__ = ["Diverged", "NotANumber", "diverged", "unevaluated"]
+
+
+class NotANumber(NotFinite):
+    """`what` of a model is not finite."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} is not finite")
+        self.what = what
 
 
 class Diverged(FailedPrecondition):

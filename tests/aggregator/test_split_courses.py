@@ -16,8 +16,7 @@ from test_fusion import ended
 
 from aggregator.training.remedies import remedy_of
 from aggregator.training.split import planner
-from aggregator.training.split.trainer import _not_finite
-from edge_attention.core.errors import InvalidArgument, NotFinite
+from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages.training import OptimizerSpec, RunState, ScheduleSpec, StopSpec
 from edge_attention.jobs.federated_job import FederatedModel
 
@@ -224,20 +223,6 @@ def test_a_run_that_ended_early_and_could_not_say_so_says_it_in_its_next_life(tm
     assert len(rounds) == 3
     assert (after.state, after.detail, after.version) == (RunState.FINISHED, info.detail, 3)
     assert (after.best_version, after.best_loss) == (info.best_version, info.best_loss)
-
-
-@pytest.mark.parametrize(
-    ("said", "what"),
-    [
-        ("the loss is not finite", "the loss"),
-        ("group 1: the gradient of w is not finite", "group 1: the gradient of w"),
-        ("node 'c': loss holds nan at [], and would make NaN of what it meets", "the loss"),
-        ("y0 holds nan at [0, 0], and would make NaN of what it meets", "what the model gives (y0)"),
-        ("x: past float16", "what the model gives (x: past float16)"),
-    ],
-)
-def test_what_is_not_finite_is_said_in_words_of_the_model(said, what):
-    assert _not_finite(NotFinite(said)) == what
 
 
 @pytest.mark.parametrize("split", ["layers", "heads", "tokens"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aggregator.engine.endings import to_the_end
 from aggregator.store.tensor_file import TensorFile
+from aggregator.training.divergence import NotANumber
 from aggregator.training.split.groups import together
 from aggregator.training.split.local_steps import LocalSteps
 from aggregator.training.split.passes import MadeRound, PartsVersion, SplitPasses, round_record
@@ -80,6 +81,8 @@ class GroupRounds:
     async def _named(self, group: int, current: SplitVersion, turns: SampleTurns) -> _Trained:
         try:
             return await self._of_group(group, current, turns)
+        except NotANumber as error:
+            raise NotANumber(f"group {group}: {error.what}") from error
         except EdgeAttentionError as error:
             raise type(error)(f"group {group}: {error.message}") from error
 

@@ -47,7 +47,7 @@ class LocalSteps:
         """Take the next one. `number`: which of all the run's it is, for the learning rate.
 
         Raises:
-            NotFinite: the step overflows; names the parameter.
+            NotANumber: the step overflows; names the parameter.
         """
         self._count += 1
         optimizer, plan = optimizer_at(self._job, number), self._plan

@@ -18,6 +18,7 @@ from aggregator.inference.calls import CallTerms
 from aggregator.inference.model_answer import ModelAnswer
 from aggregator.inference.runner import ChangingWeights, HeldRequest
 from aggregator.store.tensor_file import TensorFile
+from aggregator.training.divergence import NotANumber
 from aggregator.training.services import Services
 from aggregator.training.split.on_nodes import OnNodes, reads_of
 from aggregator.training.split.plan import (
@@ -54,7 +55,6 @@ from edge_attention.core.errors import (
     FailedPrecondition,
     Internal,
     InvalidTensor,
-    NotFinite,
 )
 from edge_attention.core.messages.training import Evaluation, NodeRound, SplitJob, TrainingRound
 from edge_attention.core.schedule.schedule import Schedule
@@ -63,7 +63,6 @@ from edge_attention.core.transitions import told
 from edge_attention.graphs.axes.folder import CutFolder
 
 __all__ = [
-    "IS_NOT_FINITE",
     "MadeRound",
     "PartsVersion",
     "PassOfSamples",
@@ -79,9 +78,6 @@ PASSES = 8
 """Tries at one step, each spoiled by the restart of a node that reads samples; more are not made."""
 SAY_SECONDS = 2.0
 """After so long without a piece those who watch are told what is waited for."""
-
-IS_NOT_FINITE = " is not finite"
-"""What a message ends with that says so of a loss, of a gradient, or of what a step makes of a parameter."""
 
 SayOfGroup = Callable[[str, str, int], None]
 """What is waited for, in a sentence (empty: nothing); what the sentence is about; how many nodes are away."""
@@ -469,7 +465,7 @@ class PassOfSamples:
         """Fold the next piece in. Blocks for as long as adding takes.
 
         Raises:
-            NotFinite: what came is not.
+            NotANumber: what came is none.
         """
         results, plan = answer.results, self._plan
         loss = _number(results, LOSS)
@@ -561,5 +557,5 @@ def _number(results: Mapping[str, Array], name: str) -> float:
     value = float(np.asarray(results[name]).reshape(-1)[0])
     if not np.isfinite(value):
         named = {LOSS: "the loss", LOSS_WEIGHT: "what labels count"}.get(name, name)
-        raise NotFinite(f"{named}{IS_NOT_FINITE}")
+        raise NotANumber(named)
     return value

@@ -26,8 +26,9 @@ from aggregator.engine.returned import Returned
 from aggregator.engine.trip import Errand, Trips, Wanted
 from aggregator.inference.calls import job_scope, kept_scope
 from aggregator.inference.runner import HeldRequest
+from aggregator.training.divergence import NotANumber
 from aggregator.training.split.plan import OVERWRITTEN
-from edge_attention.core.errors import EdgeAttentionError, NotFinite, Unavailable
+from edge_attention.core.errors import EdgeAttentionError, Unavailable
 from edge_attention.core.messages.program import Drop, Instruction, Return, Run, Stored
 from edge_attention.core.schedule.extents import extent_shape
 from edge_attention.core.schedule.fold_plan import FoldPlan
@@ -291,7 +292,7 @@ class NodeSums:
             names: result -> what it is the gradient of.
 
         Raises:
-            NotFinite: one is not; names it.
+            NotANumber: one is not finite; names it.
             EdgeAttentionError: what came cannot be read.
         """
         sums = self._adding.sums
@@ -306,7 +307,7 @@ class NodeSums:
                 for i, one in enumerate(segment.contributions):
                     outputs[one.output] = array = answer.array(f"t/{i}")
                     if not np.isfinite(array).all():
-                        raise NotFinite(f"the gradient of {named[one.boundary]} is not finite")
+                        raise NotANumber(f"the gradient of {named[one.boundary]}")
                 meetings.add(0, segment.part, outputs)
             return {result: meetings.whole(boundary) for result, boundary in sums.results.items()}
 

@@ -15,13 +15,12 @@ from typing import Any
 
 from aggregator.engine.endings import to_the_end
 from aggregator.training.active import ActiveRun, evaluation_due
-from aggregator.training.divergence import diverged, unevaluated
+from aggregator.training.divergence import NotANumber, diverged, unevaluated
 from aggregator.training.records import RecordFile, every_record, mark_best, record_from, to_json
 from aggregator.training.services import Services
 from aggregator.training.split.grouped import GroupRounds
 from aggregator.training.split.groups import deployment_of, group_jobs, together
 from aggregator.training.split.passes import (
-    IS_NOT_FINITE,
     MadeRound,
     PartsVersion,
     PassOfSamples,
@@ -29,7 +28,7 @@ from aggregator.training.split.passes import (
     evaluated,
     round_record,
 )
-from aggregator.training.split.plan import CUT, EVALUATE, LOSS, SplitPlan, cut_folder
+from aggregator.training.split.plan import CUT, EVALUATE, SplitPlan, cut_folder
 from aggregator.training.split.releases import WholeRelease
 from aggregator.training.split.samples import SampleTurns
 from aggregator.training.split.versions import SplitVersion, SplitVersions
@@ -40,9 +39,6 @@ from edge_attention.core.messages.training import Samples, SplitJob, TrainingRou
 __all__ = ["SplitTrainer"]
 
 log = logging.getLogger(__name__)
-
-HOLDS_NAN = " holds nan at "
-"""In what is said of a tensor that parts give each other: its name before it, and the place behind it."""
 
 
 class SplitTrainer:
@@ -326,8 +322,7 @@ class SplitTrainer:
         """Why it ends where samples held out are evaluated after step `number`. Blocks."""
         last = self._record(number) if number else None
         rate = _rate(self._job, self._versions, number)
-        said = error.message.partition(HOLDS_NAN)[0]
-        return unevaluated(said, number, rate, last, _remedy(self._job), _each(self._job))
+        return unevaluated(error.message, number, rate, last, _remedy(self._job), _each(self._job))
 
     # What it works with
 
@@ -361,14 +356,8 @@ def _each(job: SplitJob) -> str:
 
 
 def _not_finite(error: NotFinite) -> str:
-    """What is not finite, of what says so; a boundary that holds NaN is said by its name."""
-    said = error.message
-    if said.endswith(IS_NOT_FINITE):
-        return said.removesuffix(IS_NOT_FINITE)
-    what, holds, _ = said.partition(HOLDS_NAN)
-    if holds and what.endswith(LOSS):
-        return "the loss"  # whichever node has computed it
-    return f"what the model gives ({what if holds else said})"
+    """What is not finite; where in the model it was met first the log says."""
+    return error.what if isinstance(error, NotANumber) else "what the model computes"
 
 
 def _remedy(job: SplitJob) -> str:

@@ -19,10 +19,10 @@ import numpy as np
 from aggregator.store.behind import Behind
 from aggregator.store.parameters import ParameterStore
 from aggregator.store.tensor_file import Spec, TensorFile, TensorFileWriter
+from aggregator.training.divergence import NotANumber
 from aggregator.training.federated.updates import pieces
 from aggregator.training.split.plan import SplitPlan
 from edge_attention.core.combine import Mean
-from edge_attention.core.errors import NotFinite
 from edge_attention.core.learning_rates import factor_at
 from edge_attention.core.learning_rates import optimizer_at as scheduled
 from edge_attention.core.messages.training import SplitJob
@@ -80,11 +80,11 @@ class GradientSum:
         """A piece: its mean loss, the gradients of that by parameter, and what it counts.
 
         Raises:
-            NotFinite: a gradient is not; names the parameter.
+            NotANumber: a gradient is not; names the parameter.
         """
         for name in self._names:
             if not np.isfinite(gradients[name]).all():
-                raise NotFinite(f"the gradient of {name} is not finite")
+                raise NotANumber(f"the gradient of {name}")
         if not self._sums:
             self._sums = [np.array(gradients[name], np.float32) for name in self._names]
             self._loss, self._count = loss * count, count
@@ -171,7 +171,7 @@ class SplitVersions:
         `recorded` gives the record, once the step is taken.
 
         Raises:
-            NotFinite: the step overflows; names the parameter.
+            NotANumber: the step overflows; names the parameter.
         """
         number = before.number + 1
         optimizer = self.optimizer_at(number)
@@ -199,7 +199,7 @@ class SplitVersions:
         `samples`: what each group's count in the mean.
 
         Raises:
-            NotFinite: the step overflows; names the parameter.
+            NotANumber: the step overflows; names the parameter.
         """
         number = before.number + 1
         strategy = self.strategy
@@ -231,7 +231,7 @@ class SplitVersions:
                             after = strategy.step(number, p, MEAN.fold(rows, weights), *held)
                         if not all(np.isfinite(array).all() for array in after):
                             name = self._plan.names[index]
-                            raise NotFinite(f"what {strategy.name} makes of {name} is not finite")
+                            raise NotANumber(f"what {strategy.name} makes of {name}")
                         new.write_at(f"p/{index}", start, after[0])
                         for slot, array in zip(strategy.slots, after[1:], strict=True):
                             assert kept is not None
@@ -284,7 +284,7 @@ def take_step(
     """Write what step `count` of the optimizer, from 1, makes of `before` and its `state` (None: the first).
 
     Raises:
-        NotFinite: the step overflows; names the parameter.
+        NotANumber: the step overflows; names the parameter.
     """
     with Behind() as behind:
         new = behind.writer(parameters)
@@ -306,7 +306,7 @@ def take_step(
                 with np.errstate(all="ignore"):  # an overflow is found below, with the name it deserves
                     after = optimizer.update(count, p, down, *slots)
                 if not all(np.isfinite(array).all() for array in after):
-                    raise NotFinite(f"what {optimizer.name} makes of {plan.names[index]} is not finite")
+                    raise NotANumber(f"what {optimizer.name} makes of {plan.names[index]}")
                 new.write_at(f"p/{index}", start, np.asarray(after[0], np.float32))
                 for slot, array in zip(optimizer.slots, after[1:], strict=True):
                     assert held is not None

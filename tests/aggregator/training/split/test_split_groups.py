@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from aggregator.store.tensor_file import TensorFile
+from aggregator.training.divergence import NotANumber
 from aggregator.training.job_recipes import SplitRecipe
 from aggregator.training.split.checks import check, require_alike
 from aggregator.training.split.grouped import GroupRounds
@@ -20,7 +21,7 @@ from aggregator.training.split.groups import deployment_of, group_jobs, together
 from aggregator.training.split.local_steps import LocalSteps
 from aggregator.training.split.trainer import SplitTrainer
 from aggregator.training.split.versions import optimizer_at
-from edge_attention.core.errors import InvalidArgument, NotFinite, Unavailable
+from edge_attention.core.errors import InvalidArgument, Unavailable
 from edge_attention.core.messages.training import (
     FederatedModel,
     LossSpec,
@@ -142,11 +143,11 @@ def test_a_failure_names_its_group(tmp_path):
 
     async def of_group(group, current, turns):
         if group:
-            raise NotFinite("the gradient of w is not finite")
+            raise NotANumber("the gradient of w")
         await asyncio.sleep(60)
 
     rounds._of_group = of_group
-    with pytest.raises(NotFinite, match=r"^group 1: the gradient of w is not finite"):
+    with pytest.raises(NotANumber, match=r"^group 1: the gradient of w is not finite$"):
         asyncio.run(rounds.trained(SimpleNamespace(number=0), [None, None]))
 
 
@@ -156,7 +157,8 @@ def test_a_divergence_names_the_rate_of_the_step_that_it_came_of():
         _versions=SimpleNamespace(optimizer_at=partial(optimizer_at, JOB)),
         _record=lambda number: None,
     )
-    said = SplitTrainer._diverged(trainer, 2, NotFinite("the gradient of w is not finite")).message
+    said = SplitTrainer._diverged(trainer, 2, NotANumber("group 1: the gradient of w")).message
+    assert said.startswith("group 1: the gradient of w is not finite from round 3 on: ")
     # The fourth of the run's six steps, of a rate that falls from 0.1 to 0.
     assert "a learning rate of 0.05 is likely too high" in said
 
