@@ -91,6 +91,7 @@ class DirectProgram:
         self.made = 0
         """Bytes that the graphs of the last call made, up to AHEAD: the next counts them before it runs."""
         self._stored = [stored.name for step in steps for _, stored in (*step.stored, *step.grown)]
+        self._layouts = -1
         self._extents: list[tuple[int, ...] | None] | None = None
         self._kind: Hashable | None = None
 
@@ -134,13 +135,17 @@ class DirectProgram:
 
     def kind(
         self,
+        layouts: int,
         extent: Callable[[str], tuple[int, ...] | None],
         find: Callable[[], Hashable | None],
     ) -> Hashable | None:
         """What `short.kind_of` says of a call, which `find` asks: once while what is stored is alike.
 
-        `extent`: of what is stored, as `kind_of` takes it as `whole`.
+        `extent`: of what is stored, as `kind_of` takes it as `whole`. `layouts`: as of the store.
         """
+        if layouts == self._layouts:
+            return self._kind
+        self._layouts = layouts
         extents = [extent(name) for name in self._stored]
         if extents != self._extents:
             self._kind = find()

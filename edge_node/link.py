@@ -360,8 +360,10 @@ class NodeLink:
         def execution() -> Execution:
             return self._execution(prepared.called(call), graphs, stop)
 
-        extent = self._node.store.extent
-        kind = direct.kind(extent, lambda: self._kind(prepared.called(call), graphs, in_steps=True))
+        store = self._node.store
+        kind = direct.kind(
+            store.layouts, store.extent, lambda: self._kind(prepared.called(call), graphs, in_steps=True)
+        )
         task = DirectCall(call, direct, prepared.tensors(call), graphs, self._node.store, stop, execution)
         self._run(_Work(task, stop, kind, _inline(prepared)), call.deadline_seconds)
 

@@ -50,6 +50,8 @@ class StreamWriter:
         self._again = False
         """Whether there was a kick that nobody has looked into."""
         self._free = asyncio.Event()
+        self._awaited = False
+        """Whether somebody waits for `_free`."""
 
     def kick(self) -> None:
         """Look for something to write. It may be called from any thread, and from within `next`, too."""
@@ -67,13 +69,16 @@ class StreamWriter:
 
     async def idle(self, seconds: float) -> None:
         """Returns when nothing is being written, after `seconds` at the latest."""
-        if self._busy:
+        with self._lock:
+            if not self._busy:
+                return
+            self._awaited = True
             self._free.clear()
-            try:
-                async with asyncio.timeout(seconds):
-                    await self._free.wait()
-            except TimeoutError:
-                log.debug("the other side has not taken a message for %g s", seconds)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._free.wait()
+        except TimeoutError:
+            log.debug("the other side has not taken a message for %g s", seconds)
 
     def _go(self) -> None:
         while (data := self._taken()) is not None and self._begun(data):
@@ -88,8 +93,10 @@ class StreamWriter:
             with self._lock:
                 if self._closed or not self._again:
                     self._busy = False
+                    awaited, self._awaited = self._awaited, False
                     break
-        self._tell(self._free.set)
+        if awaited:
+            self._tell(self._free.set)
         return None
 
     def _begun(self, data: bytes) -> bool:

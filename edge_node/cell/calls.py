@@ -133,12 +133,36 @@ class RepeatedRun:
     """A run whose inputs all lie in the window, for those that are like it.
 
     `text`: its head; `starts`: where each input is; `said`: the head of the last answer, and what was found
-    to be said there.
+    to be said there. By lane: where its inputs are written, and the outputs of that answer read.
     """
 
     text: bytes
     starts: list[int]
     said: tuple[bytes, list[Placed]] = (b"", [])
+    _inputs: dict[int, list[Array]] = field(default_factory=dict)
+    _outputs: dict[int, list[Array]] = field(default_factory=dict)
+
+    def put(self, channel: Channel, feeds: Mapping[str, Array]) -> None:
+        """Write the inputs of a run like this one."""
+        views = self._inputs.get(channel.descriptor)
+        if views is None:
+            views = [channel.view(data, at) for data, at in zip(feeds.values(), self.starts, strict=True)]
+            self._inputs[channel.descriptor] = views
+        for view, data in zip(views, feeds.values(), strict=True):
+            view[...] = data
+
+    def answered(self, text: bytes, types: list[Placed]) -> None:
+        """An answer was found to say this, and to say nothing that cannot be."""
+        self.said = text, types
+        self._outputs.clear()
+
+    def results(self, channel: Channel) -> list[Array]:
+        """The outputs of an answer that said what the last one did."""
+        views = self._outputs.get(channel.descriptor)
+        if views is None:
+            views = [np.ndarray(of.shape, of.dtype, channel.reads, of.offset) for of in self.said[1]]
+            self._outputs[channel.descriptor] = views
+        return [view.copy() for view in views]
 
 
 @dataclass(eq=False)
@@ -264,13 +288,11 @@ def run(
     message, expected = None, dict[int, Placed]()
     again = known.runs.get(form)
     if again is not None:
-        for array, start in zip(feeds.values(), again.starts, strict=True):
-            channel.put(array, start)
+        again.put(channel, feeds)
         channel.send(CellKind.RUN, again.text, (), number)
         message = yield from _answered(channel, stop)
-        text, types = again.said
-        if message.text == text and message.kind is CellKind.DONE:
-            return [_copy_out(channel, placed) for placed in types]
+        if message.text == again.said[0] and message.kind is CellKind.DONE:
+            return again.results(channel)
     else:  # one like it was found to fit
         require_feeds(digest, known.inputs, known.outputs, feeds, outputs, graph.any_rank)
     memory = OutputMemory(f"graph {digest[:12]}", limit)
@@ -353,7 +375,7 @@ def _results(
     found = [taken[n] if n in taken else _copy_out(channel, placed) for n, placed in enumerate(types)]
     again = known.runs.get(form)
     if again is not None and message.kind is CellKind.DONE and not taken and len(message.text) <= KEPT_BYTES:
-        again.said = message.text, types
+        again.answered(message.text, types)
     return found
 
 

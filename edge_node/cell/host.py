@@ -107,9 +107,10 @@ class Cell:
                 if granted is None:
                     yield ANYTHING
                     granted = self._granted(number, stop)
-                with contextlib.suppress(Gone):
+                try:
                     return (yield from self._use(*granted, number, graph, feeds, outputs, stop))
-                yield ANYTHING
+                except Gone:
+                    yield ANYTHING
         finally:
             stop.unwatch(stopped)
             with self._lock:

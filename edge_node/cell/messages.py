@@ -74,6 +74,8 @@ KEPT, KEPT_BYTES = 32, 4096
 _FRAME = struct.Struct("<4sIIQ")
 _MAGIC = b"EAC1"
 _RIGHTS = socket.CMSG_SPACE(DESCRIPTORS * 4)
+_NO_RIGHTS, _CUT = int(socket.MSG_CTRUNC), int(socket.MSG_TRUNC)
+"""As numbers: to ask an IntFlag takes longer than all the rest of a frame."""
 
 
 K = TypeVar("K")
@@ -164,7 +166,11 @@ class Channel:
 
     def put(self, data: Array, start: int) -> None:
         """Write `data` where `place` has put data of this size in a message like the next one."""
-        np.ndarray(data.shape, data.dtype, self.writes, start)[...] = data
+        self.view(data, start)[...] = data
+
+    def view(self, data: Array, start: int) -> Array:
+        """Where `put` writes `data`, or what has its type and shape."""
+        return np.ndarray(data.shape, data.dtype, self.writes, start)
 
     def send(
         self, kind: CellKind, head: dict[str, Any] | bytes, descriptors: Sequence[int] = (), number: int = 0
@@ -203,11 +209,11 @@ class Channel:
             return None
         descriptors = _taken(ancillary) if ancillary else []
         try:
-            if not data and not descriptors and not flags & socket.MSG_CTRUNC:
+            if not data and not descriptors and not flags & _NO_RIGHTS:
                 return None
-            if flags & socket.MSG_CTRUNC:
+            if flags & _NO_RIGHTS:
                 raise Nonsense("descriptors that nobody asked for")
-            if len(data) != _FRAME.size or flags & socket.MSG_TRUNC:
+            if len(data) != _FRAME.size or flags & _CUT:
                 raise Nonsense("a frame of another size")
             magic, kind, length, number = _FRAME.unpack(data)
             if magic != _MAGIC or length > HEAD:

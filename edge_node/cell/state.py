@@ -313,7 +313,8 @@ class CellState:
         if alone is not None and self._touched - {alone[1].digest}:
             # In a process that no other graph has been in: what one left behind is not the next one's fault.
             return self._end(now)
-        free = [n for n in range(self._lanes) if all(job.lane != n for job in running)]
+        taken = {job.lane for job in running}
+        free = [n for n in range(self._lanes) if n not in taken]
         for number, job in [alone] if alone is not None else waiting:
             if not free:
                 break

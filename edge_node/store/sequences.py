@@ -51,6 +51,11 @@ class KeptSequence:
     writing: threading.Lock = field(default_factory=threading.Lock)
     _written: tuple[int, list[int], Origin | None, int | None] = (0, [], None, None)
 
+    def __post_init__(self) -> None:
+        self.tile = int(self.tiles.shape[2])
+        """Tokens of one."""
+        self._tile_bytes = 4 * math.prod(self.tiles.shape[1:])
+
     @classmethod
     def kept(cls, manifest: Manifest, memory: MappedMemory, files: Files) -> KeptSequence:
         """The sequence in a file of `files`."""
@@ -74,13 +79,13 @@ class KeptSequence:
 
     @property
     def in_use(self) -> int:
-        return self.tiles_for(self.tokens)
+        return -(-self.tokens // self.tile)
 
     def tiles_for(self, tokens: int) -> int:
-        return -(-tokens // int(self.tiles.shape[2]))
+        return -(-tokens // self.tile)
 
     def bytes_for(self, tokens: int) -> int:
-        return self.tiles_for(tokens) * 4 * math.prod(self.tiles.shape[1:])
+        return -(-tokens // self.tile) * self._tile_bytes
 
     def place(self, name: str, source: Array, at: int | None, tile: int) -> tuple[int, int]:
         """Where an append of `source` begins, and how many tokens there are after it.

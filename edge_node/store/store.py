@@ -63,6 +63,8 @@ class Store:
         self._lock = threading.RLock()
         self._unsaved: set[str] = set()
         """Kept tensors that are not on the disk yet."""
+        self.layouts = 0
+        """Is another number once `layout` or `extent` may say something else of a name."""
         self._revisions: OrderedDict[str, int] = OrderedDict()
         self._pins: Counter[Held] = Counter()
         self.disk = 0
@@ -179,12 +181,28 @@ class Store:
             held = Held(array, origin, digest, array.nbytes if mapped else 0)
             self._left.pop(name, None)
             before = self._held.get(name)
+            if before is not None and not kept and self._alike(before, held):
+                self._held[name] = held  # as of each call of what keeps something: it counts the same
+                return
+            self.layouts += 1
             if mapped:
                 self._require_disk(array.nbytes - (before.disk if before is not None else 0), name)
             self._replace(name, held, before)
             if kept:
                 self._unsaved.add(name)
             self._held[name] = held
+
+    def _alike(self, before: Held, held: Held) -> bool:
+        """Whether `held` takes what `before` did, both public, in memory, of one type and shape, unpinned."""
+        one, other = before.array, held.array
+        return (
+            before.origin is held.origin is None
+            and before.file is None
+            and not before.disk
+            and one.shape == other.shape
+            and one.dtype == other.dtype
+            and before not in self._pins
+        )
 
     def _require_disk(self, size: int, name: str) -> None:
         """Have what an earlier life left and nobody wants make room. Raises OutOfMemory."""
@@ -260,7 +278,11 @@ class Store:
             if tiles is not None:
                 raise InvalidProgram(f"{name} is no sequence, it has no tiles")
             self._left.pop(name, None)
-        if held.file is not None and not held.file.checked and not held.file.intact():
+        if held.file is not None and not held.file.checked:
+            if held.file.intact():
+                with self._lock:
+                    self.layouts += 1
+                return held
             with self._lock:
                 if self._held.get(name) is held:
                     self.drop(name)
@@ -322,7 +344,8 @@ class Store:
         Raises InvalidTensor, InvalidProgram, OutOfMemory, Overtaken (a later change of the context has come),
         NotFound (it was dropped meanwhile).
         """
-        require(source, f"the source of {name}", shape=("tokens", "heads", "dim"), finite=False)
+        if source.ndim != 3 or source.dtype != np.float32:
+            require(source, f"the source of {name}", shape=("tokens", "heads", "dim"), finite=False)
         _, heads, dim = source.shape
         with self._lock:
             self._require_current(name, revision)
@@ -344,13 +367,15 @@ class Store:
                             "sequence"
                         )
                     start, tokens = sequence.place(name, source, at, tile)
-                    used = sequence.counted
+                    used, was = sequence.counted, (sequence.in_use, sequence.origin)
                     self._take(name, sequence, tokens)
                     sequence.revision = revision
                 sequence.write(source, start, tokens, used, sequence.origin or label, self._lock)
                 with self._lock:
                     self._require_there(name, sequence)
                     sequence.publish()
+                    if sequence.files is not None or was != (sequence.in_use, sequence.origin):
+                        self.layouts += 1
                 return tokens
             finally:
                 with self._lock:
@@ -388,6 +413,7 @@ class Store:
                         files.kept.delete(name)
                     elif file is not None and self._held[name] is held:
                         self._held[name] = mapped = restored_tensor(array, origin, file)
+                        self.layouts += 1
                         self._counted(name, mapped)
                         if held not in self._pins:
                             self._counted(name, held, -1)
@@ -410,6 +436,7 @@ class Store:
             Overtaken: nothing is dropped.
         """
         with self._lock:
+            self.layouts += 1
             names = [name]
             if name.endswith("/"):
                 names = [n for n in (*self._held, *self._sequences) if n.startswith(name)]
@@ -464,6 +491,7 @@ class Store:
                     memory = mmap.mmap(-1, size, _ANONYMOUS)
                     sequence = KeptSequence(tiles_of(memory, layout), memory=memory)
                 self._sequences[name] = sequence
+                self.layouts += 1
                 return sequence
             except (OSError, ValueError, OverflowError) as error:
                 if isinstance(error, OSError) and no_descriptor(error):
@@ -510,14 +538,15 @@ class Store:
         """After an append, or one that failed: what is not used does not count."""
         if self._sequences.get(name) is not sequence:
             return
-        unused = sequence.counted - sequence.bytes_for(sequence.tokens)
-        sequence.counted -= unused
-        self._count(name, -unused)
+        if unused := sequence.counted - sequence.bytes_for(sequence.tokens):
+            sequence.counted -= unused
+            self._count(name, -unused)
         if not sequence.tokens and sequence.unsaved is None:
             self._forget(name, sequence)
 
     def _forget(self, name: str, sequence: KeptSequence) -> None:
         del self._sequences[name]
+        self.layouts += 1
         self._count(name, -sequence.counted)
         sequence.delete()
 

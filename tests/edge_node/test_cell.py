@@ -324,6 +324,24 @@ def test_a_cell_that_is_ended_from_outside_while_several_run_costs_nobody_an_ans
     doubled(runtime)
 
 
+def test_runs_alike_at_once_have_each_its_own_inputs_and_results(runtime):
+    """What is kept of a run is by lane; results are copies, whatever is run there next."""
+    good, barrier = small_graphs.long(4), threading.Barrier(4)
+
+    def work(seed):
+        rng, found = np.random.default_rng(seed), []
+        barrier.wait()
+        for _ in range(30):
+            x = rng.normal(size=500).astype(np.float32)
+            found.append((x, *run(runtime, good, {"x": x}, "y")))
+        for x, y in found:
+            np.testing.assert_array_equal(y, x)
+
+    with ThreadPoolExecutor(4) as pool:
+        for job in [pool.submit(work, seed) for seed in range(4)]:
+            job.result(180)
+
+
 def test_of_several_the_one_that_ends_it_alone_is_guilty_and_the_others_have_their_results(runtime):
     """The others are under way while one raises SIGFPE again and again."""
     good = small_graphs.long(300)

@@ -228,6 +228,8 @@ def test_the_kind_is_found_anew_where_what_is_stored_has_changed():
         return len(asked)
 
     layouts = {"job/j/w": (2, 2)}
-    assert [direct.kind(layouts.get, find), direct.kind(layouts.get, find)] == [1, 1]
+    assert [direct.kind(0, layouts.get, find), direct.kind(0, layouts.get, find)] == [1, 1]
+    assert direct.kind(1, layouts.get, find) == 1, "something else has changed"
     layouts["job/j/w"] = None  # private now
-    assert direct.kind(layouts.get, find) == 2
+    assert direct.kind(2, layouts.get, find) == 2
+    assert direct.kind(2, None, find) == 2, "the store says that nothing has changed: nothing is looked at"

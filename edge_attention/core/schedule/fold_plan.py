@@ -33,6 +33,7 @@ class FoldPlan:
     Attributes:
         pieces: boundary -> its contributions, in the order in which they fold. The boundary of an `lse` is
             not in it: it is made with its `out`.
+        forms: boundary -> what each of these is.
         makes: (step, part) -> what that segment contributes: boundary and place in `pieces` of it.
         of_lse: boundary of an `lse` -> that of its `out`.
 
@@ -65,6 +66,10 @@ class FoldPlan:
                     found.setdefault(one.boundary, []).append(piece)
         # Sorting keeps the order in which one segment names several.
         self.pieces = {n: tuple(sorted(p, key=lambda one: (one.part, one.step))) for n, p in found.items()}
+        self.forms = {
+            name: tuple(_form_of(schedule.boundaries[name].spec, piece.extent) for piece in pieces)
+            for name, pieces in self.pieces.items()
+        }
         self.makes: dict[tuple[int, int], list[tuple[str, int]]] = {}
         self.bare: set[str] = set()
         """Boundaries of which some is nobody's: it is zeros."""
@@ -99,6 +104,11 @@ def _within(span: AxisSpan) -> Array:
     inside = np.zeros((span.outer, span.size, span.inner), np.bool_)
     inside[:, span.start : span.stop] = True
     return inside.reshape(-1)
+
+
+def _form_of(spec: TensorForm, extent: Extent) -> TensorForm:
+    """The form of a piece of a boundary."""
+    return TensorForm(spec.dtype, extent_shape(spec.shape, extent))
 
 
 def _size(shape: Iterable[int]) -> int:

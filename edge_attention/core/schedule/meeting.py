@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 
@@ -160,7 +159,10 @@ class Meetings:
         for name, index in made:
             if name in self._dropped or index in self._met(name).came:
                 raise DuplicateContribution(f"step {step} of part {part} came before; each counts once")
-            checked.append(_checked(self._plan.boundaries[name], self._plan.pieces[name][index], outputs))
+            plan = self._plan
+            checked.append(
+                _checked(plan.boundaries[name], plan.pieces[name][index], plan.forms[name][index], outputs)
+            )
         complete: list[str] = []
         for (name, index), piece in zip(made, checked, strict=True):
             there = self._met(name)
@@ -334,11 +336,9 @@ def _largest_half(array: Array) -> int:
 
 
 def _checked(
-    boundary: Boundary, piece: ExpectedPiece, outputs: Mapping[str, Array]
+    boundary: Boundary, piece: ExpectedPiece, form: TensorForm, outputs: Mapping[str, Array]
 ) -> tuple[Array, Array | None]:
-    """The piece, and the lse of a partial, without its last dimension of 1."""
-    spec = boundary.spec
-    form = spec if not piece.extent else _form_of(spec, piece.extent)
+    """The piece, which is to be of this form, and the lse of a partial, without its last dimension of 1."""
     shape = form.shape
     if not piece.lse:
         array = outputs.get(piece.output)
@@ -354,12 +354,6 @@ def _checked(
         raise InvalidTensor(f"{what} came as {found}; partials are {list(shape)} and {[*shape[:-1], 1]}")
     partial = Partial(out, lse[..., 0]).check(shape, f"{piece.output} and {piece.lse}")
     return partial.out, partial.lse
-
-
-@lru_cache(4096)
-def _form_of(spec: TensorForm, extent: Extent) -> TensorForm:
-    """The form of a piece of a boundary."""
-    return TensorForm(spec.dtype, extent_shape(spec.shape, extent))
 
 
 def _identity(spec: TensorForm, collective: Collective) -> Array:

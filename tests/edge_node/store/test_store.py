@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import itertools
@@ -59,6 +60,50 @@ def test_appends_cut_anyhow_give_the_same_tiles(tile, cuts, replay, seed):
     np.testing.assert_array_equal(tokens_of(store, "job/a/x", 40), source)
     assert store.sequences() == {"job/a/x": 40}
     assert store.used == -(-40 // tile) * tile * 2 * 3 * 4
+
+
+STORED = ("job/a/x", "job/a/y", "context/c/k")
+CHANGES = st.one_of(
+    st.tuples(st.just("put"), st.sampled_from(STORED), st.integers(1, 3), st.booleans(), st.booleans()),
+    st.tuples(st.just("append"), st.sampled_from(STORED), st.integers(1, 5), st.booleans(), st.booleans()),
+    st.tuples(st.just("drop"), st.sampled_from((*STORED, "job/a/", "context/c/"))),
+    st.tuples(st.just("pin"), st.sampled_from(STORED)),
+)
+
+
+@given(changes=st.lists(CHANGES, max_size=25))
+def test_the_number_of_layouts_is_another_where_one_may_be_and_what_is_used_is_what_is_there(changes):
+    store, pinned = Store(MIB), []
+    private = Origin("d", "o", chosen=False)
+    for what, name, *how in changes:
+        number = store.layouts, [(store.layout(one), store.extent(one)) for one in STORED]
+        with contextlib.suppress(InvalidProgram, InvalidTensor, NotFound):
+            if what == "put":
+                size, wide, secret = how
+                array = np.ones((size, 2), np.float64 if wide else np.float32)
+                store.put(name, array, private if secret else None)
+                assert store.get(name).array is array
+            elif what == "append":
+                count, tall, secret = how
+                rows = np.ones((count, 2 if tall else 1, 2), np.float32)
+                store.append(name, rows, tile=2, origin=private if secret else None)
+            elif what == "drop":
+                store.drop(name)
+            else:
+                held = store.get(name)
+                if not store.is_sequence(name):
+                    store.pin(name, held)
+                    pinned.append((name, held))
+        now = [(store.layout(one), store.extent(one)) for one in STORED]
+        assert store.layouts != number[0] or now == number[1]
+        kept = {held for _, held in pinned} | set(store._held.values())
+        tiles = sum(sequence.counted for sequence in store._sequences.values())
+        assert store.used == tiles + sum(held.nbytes for held in kept)
+    for name, held in pinned:
+        store.unpin(name, held)
+    store.drop("job/")
+    store.drop("context/")
+    assert store.used == 0
 
 
 def test_what_is_stored_never_moves_and_a_range_of_tiles_is_a_view():
