@@ -287,9 +287,11 @@ class NodeLink:
             )
         try:
             self._step(self._session.connected)
+            online = False
             async for data in stream:
                 self._received(data)
-                if self._session.registered:
+                if not online and self._session.registered:
+                    online = True  # to its end
                     self._let_go()
                     self._transfers.online(caller, self._session.id)
         except Damaged:

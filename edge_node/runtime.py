@@ -154,8 +154,9 @@ class Graph:
                 log.warning("%s", raised.message)
                 raised = errors.OutOfMemory(f"{where}: this node has no memory for it; its log says more")
             raise raised from None
-        if not all(isinstance(result, np.ndarray) for result in results):
-            raise InvalidProgram(f"{where}: an output is no tensor: it cannot be kept")
+        for result in results:
+            if not isinstance(result, np.ndarray):
+                raise InvalidProgram(f"{where}: an output is no tensor: it cannot be kept")
         return list(results)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from edge_attention.core.errors import InvalidProgram, InvalidTensor
 from edge_attention.core.tensors import Array, Float32
 from edge_node.store import tiles as tiled
+from edge_node.store.held import Held
 from edge_node.store.journal import JournalBatch
 from edge_node.store.mapped import MappedMemory
 from edge_node.store.origin import Origin
@@ -50,6 +51,7 @@ class KeptSequence:
     memory: mmap.mmap | None = None
     writing: threading.Lock = field(default_factory=threading.Lock)
     _written: tuple[int, list[int], Origin | None, int | None] = (0, [], None, None)
+    _whole: Held | None = None
 
     def __post_init__(self) -> None:
         self.tile = int(self.tiles.shape[2])
@@ -80,6 +82,13 @@ class KeptSequence:
     @property
     def in_use(self) -> int:
         return -(-self.tokens // self.tile)
+
+    def whole(self) -> Held:
+        """All tiles in use; the same while there are no more: what is in them stays where it is."""
+        held, in_use = self._whole, self.in_use
+        if held is None or len(held.array) != in_use or held.origin is not self.origin:
+            held = self._whole = Held(self.tiles[:in_use], self.origin)
+        return held
 
     def tiles_for(self, tokens: int) -> int:
         return -(-tokens // self.tile)

@@ -293,10 +293,11 @@ class Store:
         sequence = self._sequences.get(name)
         if sequence is None:
             raise NotFound(f"this node stores nothing called {name!r}")
-        wanted = range(sequence.in_use) if tiles is None else tiles
-        if wanted.stop > sequence.in_use:
-            raise InvalidProgram(f"{name} has {sequence.in_use} tiles in use, but {wanted} was asked for")
-        return Held(sequence.tiles[wanted.start : wanted.stop], sequence.origin)
+        if tiles is None:
+            return sequence.whole()
+        if tiles.stop > sequence.in_use:
+            raise InvalidProgram(f"{name} has {sequence.in_use} tiles in use, but {tiles} was asked for")
+        return Held(sequence.tiles[tiles.start : tiles.stop], sequence.origin)
 
     def layout(self, name: str) -> tuple[int, ...] | None:
         """The shape of what is stored under `name`, of a sequence that of a tile [heads, tile, dim].

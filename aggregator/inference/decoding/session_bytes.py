@@ -28,6 +28,10 @@ class SessionBytes:
 
     def __init__(self, form: DecoderForm, room: Callable[[str], int]) -> None:
         self._form = form
+        self._each = [
+            (form.token_bytes(part), form.token_bytes(part, True)) for part in range(len(form.caches))
+        ]
+        """By part the bytes of a token, and of one of the memory."""
         self._room = room
         self._stored: Counter[tuple[str, str | None]] = Counter()
         """Bytes by node and owner; of None all owners'."""
@@ -65,13 +69,15 @@ class SessionBytes:
 
     def of_part(self, session: DecoderSession, part: int, tokens: int) -> int:
         """What a part stores of a session of so many tokens, in whole tiles."""
-        each = self._form.token_bytes(part)
+        each, of_memory = self._each[part]
         if self._form.by_tokens:
             share = self._form.shares[part] / sum(self._form.shares)
             tokens = math.ceil(tokens * share) + (BLOCK if tokens else 0)
-        start, stop = memory_range(self._form, part, session.memory_length)
-        of_memory = self._form.token_bytes(part, memory=True) * TILE * -(-max(stop - start, 1) // TILE)
-        return each * TILE * -(-tokens // TILE) + (of_memory if session.memory is not None else 0)
+        size = each * TILE * -(-tokens // TILE)
+        if session.memory is not None:
+            start, stop = memory_range(self._form, part, session.memory_length)
+            size += of_memory * TILE * -(-max(stop - start, 1) // TILE)
+        return size
 
     def count(self, session: DecoderSession, there: bool) -> None:
         """Its length or its place is another one, or it has gone and is not `there`: have that counted."""
