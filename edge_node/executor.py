@@ -156,7 +156,7 @@ class Execution:
         held: list[Contribution] = []
         try:
             self._node.releases.learn(self._program.releases)
-            self._put_all([(self._name(name), Held(array)) for name, array in self._program.tensors.items()])
+            self._put_all([(_one(name), Held(array)) for name, array in self._program.tensors.items()])
             for message in self._block(instructions[:rest], None):
                 if self._bounded:
                     self._hold(message)
@@ -201,7 +201,7 @@ class Execution:
 
     def place(self, name: str, array: Array, digest: str = "") -> None:
         """Store a tensor that came in bulk, before the first instruction. `digest`: as of `Store.put`."""
-        self._put(self._name(name), array, digest=digest)
+        self._put(_one(name), array, digest=digest)
 
     def failure(self, error: Exception) -> Contribution:
         """The final contribution of this task when it ended with `error`: of private data it says nothing."""
@@ -286,6 +286,19 @@ class Execution:
                     if self._pending:
                         yield self._contribution()
                     self._run(instruction)
+                case Return():
+                    with self._plainly:
+                        held = self._held(instruction.stored)
+                        if held.origin is not None:
+                            self._node.releases.require(instruction.stored, held, self._program.releases)
+                        full = self._pending_bytes + held.array.nbytes > _COALESCE
+                        apart = bool(self._pending) and (full or instruction.name in self._pending)
+                        if not apart:
+                            self._return(instruction, held.array)
+                    if apart:
+                        yield self._contribution()
+                        with self._plainly:
+                            self._return(instruction, held.array)
                 case said.Append():
                     self._append(instruction, turn)
                 case Batch():
@@ -294,19 +307,9 @@ class Execution:
                     for index in range(times):
                         self._stop.check()
                         yield from self._block(body, index, 0, f"{within}{number}.")
-                case Return():
-                    with self._plainly:
-                        held = self._held(instruction.stored)
-                        self._node.releases.require(instruction.stored, held, self._program.releases)
-                    full = self._pending_bytes + held.array.nbytes > _COALESCE
-                    if self._pending and (full or instruction.name in self._pending):
-                        yield self._contribution()
-                    with self._plainly:
-                        self._return(instruction, held.array)
                 case said.Drop(names, revision):
                     with self._plainly:
-                        for name in (self._name(name, prefix=True) for name in names):
-                            self._drop(name, revision)
+                        self._drop(names, revision)
 
     def _put(self, name: str, array: Array, origin: Origin | None = None, digest: str = "") -> None:
         if not name.startswith("task/"):
@@ -327,27 +330,25 @@ class Execution:
                 own[name] = held
         self._tensors.put_all(own)
 
-    def _drop(self, name: str, revision: int | None) -> None:
-        if not name.startswith("task/"):
-            self._store.drop(name, revision)
-            self._changed.add(name)
-            return
-        self._tensors.drop(name)
-        self._store.drop(self._scoped(name))
-        dropped = [n for n in self._sequences if f"{n}/".startswith(f"{self._scoped(name).rstrip('/')}/")]
-        self._sequences.difference_update(dropped)
+    def _drop(self, names: tuple[str, ...], revision: int | None) -> None:
+        own = []
+        for name in names:
+            _require_known(name)
+            if name.startswith("task/"):
+                own.append(name)
+            else:
+                self._store.drop(name, revision)
+                self._changed.add(name)
+        self._tensors.drop(*own)
+        for name in own if self._sequences else ():
+            self._store.drop(self._scoped(name))
+            scope = f"{self._scoped(name).rstrip('/')}/"
+            self._sequences.difference_update([n for n in self._sequences if f"{n}/".startswith(scope)])
 
     def _commit(self) -> None:
         if self._changed:
             self._store.commit(self._changed)
             self._changed.clear()
-
-    def _name(self, name: str, prefix: bool = False) -> str:
-        """`name`, if a program may call a tensor so: `task/x` is this task's own."""
-        _require_known(name)
-        if name.endswith("/") and not prefix:
-            raise InvalidProgram(f"{name!r} stands for many tensors; one is needed here")
-        return name
 
     def _scoped(self, name: str) -> str:
         """The task's `name` in the store, where other tasks have a `task/` of their own."""
@@ -355,12 +356,10 @@ class Execution:
 
     def _held(self, name: str, tiles: range | None = None) -> Held:
         """What is kept as `name`."""
-        name = self._name(name)
-        if not name.startswith("task/"):
-            return self._store.get(name, tiles)
         held = self._tensors.get(name)
         if held is None:
-            return self._store.get(self._scoped(name), tiles)
+            name = _one(name)
+            return self._store.get(self._scoped(name) if name.startswith("task/") else name, tiles)
         if tiles is not None:
             raise InvalidProgram(f"{name} is no sequence, it has no tiles")
         return held
@@ -376,26 +375,27 @@ class Execution:
         with self._plainly:
             if not run.outputs:
                 raise InvalidProgram(f"the run of graph {run.graph[:12]} keeps no output")
-            targets = {output: self._name(name) for output, name in run.outputs.items()}
+            targets = {output: _one(name) for output, name in run.outputs.items()}
             inputs = {name: self._value(value) for name, value in run.inputs.items()}
             if isinstance(run, BoundRun):
                 inputs |= run.given
             feeds = {name: held.array for name, held in inputs.items()}
             if isinstance(run, BoundRun):
                 inputs |= run.constants
-            private = any(held.origin is not None for held in inputs.values())
+            told = [held.origin for held in inputs.values() if held.origin is not None]
+            private, chosen = bool(told), any(origin.chosen for origin in told)
             flow = flow_of(run.graph, inputs) if private else frozenset[Edge]()
             if graph.remembers and (run.graph in drawn or len(drawn) >= _DRAWN):
                 private, flow = True, None  # of how often it drew, for what, nothing is known
             allowed = self._node.releases.allowed(run.graph, flow, targets) if private else frozenset()
             if private:
                 # What can be said of it before anything private counts.
-                graph.check(feeds, list(targets), {name for name, held in inputs.items() if held.chosen})
+                unsaid = {name for name, held in inputs.items() if held.chosen} if chosen else set[str]()
+                graph.check(feeds, list(targets), unsaid)
         with _NOTHING if private else self._plainly:
             if private:
                 self._private = True
                 self._graph = run.graph
-                chosen = any(held.chosen for held in inputs.values())
                 if chosen or len(allowed) < len(targets):
                     self._begin()
                 if graph.remembers and len(allowed) < len(targets):
@@ -410,13 +410,13 @@ class Execution:
                 private, flow = True, None
             origins = origins_of(run.graph, targets, flow) if private else _NO_ORIGINS
             # Of what is not private there are no origins.
-            told = [None if output in allowed else origins.get(output) for output in targets]
-            named = zip(targets.values(), results, told, strict=True)
+            labels = [None if output in allowed else origins.get(output) for output in targets]
+            named = zip(targets.values(), results, labels, strict=True)
             self._put_all([(name, Held(array, origin)) for name, array, origin in named])
 
     def _append(self, append: said.Append, turn: int | None) -> None:
         with self._plainly:
-            name, held = self._name(append.sequence), self._value(append.source)
+            name, held = _one(append.sequence), self._value(append.source)
             if name in self._tensors:
                 raise InvalidProgram(f"{name} is a tensor and no sequence: drop it before appending there")
             if held.origin is not None and not append.shape:
@@ -460,7 +460,7 @@ class Execution:
                     f"this node has no dataset {batch.dataset[:80]!r}; its datasets: {known}"
                 )
             asked = None if batch.rows is None else self._value(batch.rows)
-            columns = {self._name(name): column for column, name in batch.columns.items()}
+            columns = {_one(name): column for column, name in batch.columns.items()}
             sources = {name: dataset.column(column) for name, column in columns.items()}
             views: dict[str, View] = {}
             if batch.tensors or batch.complete:
@@ -468,10 +468,10 @@ class Execution:
                     what = "how many rows are complete, and which, is private"
                     raise InvalidProgram(f"{what}: name the rows, and ask for no hashes of ids")
                 views = {
-                    self._name(tensor.stored): dataset.views.view(tensor, batch.complete, self._node.datasets)
+                    _one(tensor.stored): dataset.views.view(tensor, batch.complete, self._node.datasets)
                     for tensor in batch.tensors
                 }
-            hashes = self._name(batch.identity_output) if batch.identity_output else ""
+            hashes = _one(batch.identity_output) if batch.identity_output else ""
             key = batch.identity_key
             if hashes:
                 if not key:
@@ -529,6 +529,15 @@ class Execution:
         stored_dtype(encoding, array.dtype, instruction.stored)  # refuses what cannot travel so
         self._pending[instruction.name] = array if encoding is Encoding.RAW else Encoded(array, encoding)
         self._pending_bytes += array.nbytes
+
+
+@lru_cache(1024)
+def _one(name: str) -> str:
+    """`name`, if a program may call a tensor so: `task/x` is this task's own."""
+    _require_known(name)
+    if name.endswith("/"):
+        raise InvalidProgram(f"{name!r} stands for many tensors; one is needed here")
+    return name
 
 
 @lru_cache(1024)

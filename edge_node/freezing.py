@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
-from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -140,7 +139,7 @@ class Freezer:
                 "tell of them; bind it as it is stored"
             )
         if self._store.is_sequence(frozen.stored):
-            held = replace(held, array=shared(held.array.copy()))  # the next append writes there
+            held = Held(shared(held.array.copy()), held.origin)  # the next append writes there
         if not frozen.digest:
             return held
         if held.origin is not None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from edge_attention.core.tensors import Array
 from edge_node.store.kept_files import MappedFile
 from edge_node.store.origin import Origin
@@ -14,34 +12,37 @@ _FREE_FLOW = 4096
 """Bytes about how a tensor was computed that do not count, as its name does not."""
 
 
-@dataclass(frozen=True, eq=False)
 class Held:
-    """A tensor of the store.
+    """A tensor of the store, which nobody changes. A task makes dozens of them, so it is no dataclass.
 
     Attributes:
         origin: set if and only if it is private.
         digest: SHA-256 of its bytes, where that is known; empty otherwise.
         disk: bytes that it takes on the disk, where it is kept there and mapped.
         file: that, once it is there: then it takes no memory.
+        chosen: whether its shape may tell of private data.
+        nbytes: bytes of memory that count: the array's, and those of a long memory of how it was computed.
     """
 
-    array: Array
-    origin: Origin | None = None
-    digest: str = ""
-    disk: int = 0
-    file: MappedFile | None = None
+    __slots__ = ("__weakref__", "array", "chosen", "digest", "disk", "file", "nbytes", "origin")
 
-    @property
-    def chosen(self) -> bool:
-        """Whether its shape may tell of private data."""
-        return self.origin is not None and self.origin.chosen
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory that count: the array's, and those of a long memory of how it was computed."""
-        if self.file is not None:
-            return 0
-        return self.array.nbytes + (max(self.origin.size - _FREE_FLOW, 0) if self.origin is not None else 0)
+    def __init__(
+        self,
+        array: Array,
+        origin: Origin | None = None,
+        digest: str = "",
+        disk: int = 0,
+        file: MappedFile | None = None,
+    ) -> None:
+        self.array = array
+        self.origin = origin
+        self.digest = digest
+        self.disk = disk
+        self.file = file
+        self.chosen: bool = origin is not None and origin.chosen
+        self.nbytes: int = 0 if file is not None else array.nbytes
+        if origin is not None and file is None:
+            self.nbytes += max(origin.size - _FREE_FLOW, 0)
 
 
 def restored_tensor(array: Array, origin: Origin | None, file: MappedFile | None) -> Held:

@@ -226,8 +226,9 @@ class Store:
 
         Where there is no room for all, or one is of no use here, `count` says of which that is so.
         """
-        if not all(one.array.dtype in _DTYPES and one.array.ndim <= MAX_RANK for one in held):
-            return False
+        for one in held:
+            if one.array.dtype not in _DTYPES or one.array.ndim > MAX_RANK:
+                return False
         (more, apart), (freed, freed_apart) = _sizes(held), _sizes(before)
         more, apart, names = more - freed, apart - freed_apart, len(held) - len(before)
         with self._lock:

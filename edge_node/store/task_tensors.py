@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from edge_attention.core.tensors import Array
 from edge_node.store.origin import Origin
@@ -20,13 +20,11 @@ class TaskTensors:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._held: dict[str, Held] = {}
+        self.get: Callable[[str], Held | None] = self._held.get
+        """The tensor of a name, if there is one."""
 
     def __contains__(self, name: str) -> bool:
         return name in self._held
-
-    def get(self, name: str) -> Held | None:
-        """The tensor `name`, if there is one."""
-        return self._held.get(name)
 
     def put(self, name: str, array: Array, origin: Origin | None = None) -> None:
         """Keep `array` (not copied: it must not change) as `name`, in place of a tensor of that name.
@@ -46,13 +44,15 @@ class TaskTensors:
         for name, held in tensors.items():  # which says what is wrong with the first that cannot be
             self.put(name, held.array, held.origin)
 
-    def drop(self, name: str) -> None:
-        """Forget `name`; one that ends in `/` stands for all that begin with it. Unknown names are fine."""
-        names = [n for n in self._held if n.startswith(name)] if name.endswith("/") else [name]
-        self._store.uncount([self._held.pop(found) for found in names if found in self._held])
+    def drop(self, *names: str) -> None:
+        """Forget them; one that ends in `/` stands for all that begin with it. Unknown names are fine."""
+        many = tuple([name for name in names if name.endswith("/")])
+        found = [name for name in self._held if name.startswith(many)] if many else []
+        found += [name for name in names if name in self._held]
+        self._store.uncount([self._held.pop(name) for name in dict.fromkeys(found)])
 
     def close(self) -> None:
         """Forget them all."""
         if self._held:
             self._store.uncount(self._held.values())
-            self._held = {}
+            self._held.clear()

@@ -122,3 +122,19 @@ def test_of_many_the_one_that_is_of_no_use_is_named(wrong):
         mine.put_all({"task/x": Held(kib(1)), "task/wrong": Held(wrong), "task/y": Held(kib(1))})
     mine.close()
     assert store.used == 0
+
+
+def test_several_names_and_scopes_are_dropped_together_each_once():
+    store = Store(1 << 20)
+    mine = TaskTensors(store)
+    for name in ("task/x/0", "task/x/1", "task/grad/0", "task/loss", "task/xy"):
+        mine.put(name, kib(1))
+    mine.drop("task/x/", "task/x/0", "task/loss", "task/loss", "task/nothing/", "task/none")
+    assert [name for name in ("task/x/0", "task/grad/0", "task/xy") if name in mine] == [
+        "task/grad/0",
+        "task/xy",
+    ]
+    assert store.used == 2048
+    mine.drop()
+    mine.drop("task/")
+    assert store.used == 0
