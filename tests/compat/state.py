@@ -21,11 +21,14 @@ from onnx import TensorProto, helper, numpy_helper
 from edge_attention import Client
 from edge_attention.cli.local_fleet import AGGREGATOR, LocalFleet
 from edge_attention.core.messages.training import LocalSpec, LossSpec, OptimizerSpec
+from edge_attention.demo.decoder import decoder_model
+from edge_attention.demo.local_decoder import LocalDecoder
 from edge_attention.jobs.federated_job import FederatedJob, FederatedModel
 
 CONTEXT = {"query_heads": 2, "key_heads": 1, "key_dim": 4, "value_dim": 4}
 TOKENS = 600
 ROUNDS = 3
+PROMPT, WRITTEN = "The license", 24
 FEATURES, CLASSES, ROWS = 4, 3, 24
 
 
@@ -225,6 +228,12 @@ def works(folder: Path) -> None:
             client.deploy(classifier(), "classifier", plan="replicate")
             found = client.model("classifier").infer({"x": inputs()})
             assert found["logits"].shape == (5, CLASSES)
+            # A node of the aggregator's own code beside it: each has heads, and keys and values of them.
+            made.start_node("b", "--threads", "1", "--store", str(folder / "store-b"))
+            client.deploy(decoder_model(), "decoder", plan="heads", nodes=["a", "b"])
+            written = client.model("decoder").generate(list(PROMPT.encode()), max_tokens=WRITTEN, deadline=60)
+            made_of = tuple(token for piece in written for token in piece.tokens)
+            assert made_of == LocalDecoder(decoder_model()).generate(PROMPT, WRITTEN), made_of
 
 
 if __name__ == "__main__":

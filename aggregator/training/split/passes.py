@@ -223,9 +223,8 @@ class SplitPasses:
                     await news.put((kind, piece, await sums.collect(self._gradient_names)))
                     return
                 own = positions[piece * self._piece : (piece + 1) * self._piece]
-                async with (
-                    in_turn
-                ):  # so that pieces have the same lanes in every step, by which nodes know them
+                # So that pieces have the same lanes in every step, by which nodes know them.
+                async with in_turn:
                     feeds = await asyncio.to_thread(samples.feeds, own)
                 answer = await self._runner.infer(
                     self._id, shape, feeds, left, then=adding(sums, piece) if sums is not None else None
