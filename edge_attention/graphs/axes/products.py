@@ -38,10 +38,36 @@ def products_of(axes: Axes) -> list[Product]:
 
 
 def weighty_axes(axes: Axes, products: Sequence[Product]) -> frozenset[int]:
-    """Axes of the matrices that activations are multiplied with: those of the file, not what repeats them."""
-    held = {axis for name in axes.bound.weights for dim in axes.dims[name] for axis, _ in dim}
-    with_weight = [p for p in products if p.weight is not None]
-    return frozenset(held.intersection(a for p in with_weight for a in (*p.summed, *p.both, *p.of_weight)))
+    """Axes of the matrices that activations are multiplied with: those of the file, not what repeats them.
+
+    Nor places that a table is of, as the rows of a picture for whose pairs there are biases: such a table has
+    them twice, once beside the activations' own, or is looked up for them.
+    """
+    held: dict[str, frozenset[int]] = {}
+    found: set[int] = set()
+    for p in products:
+        if p.weight is not None:
+            of_file = _held(axes, axes.bound.nodes[p.node].input[p.weight], held)
+            places = {*p.both}.intersection((*p.summed, *p.of_weight))
+            found |= of_file.intersection((*p.summed, *p.both, *p.of_weight)) - places
+    return frozenset(found)
+
+
+def _held(axes: Axes, name: str, known: dict[str, frozenset[int]]) -> frozenset[int]:
+    """Axes of the weights that a static value is made of."""
+    waiting, seen, found = [name], {name}, set[int]()
+    while waiting:
+        one = waiting.pop()
+        if one in known:
+            found |= known[one]
+        elif one in axes.bound.weights:
+            found.update(axis for dim in axes.dims[one] for axis, _ in dim)
+        elif (maker := axes.bound.makers.get(one)) is not None:
+            before = [n for n in axes.bound.nodes[maker].input if n and n not in seen]
+            waiting += before
+            seen.update(before)
+    known[name] = frozenset(found)
+    return known[name]
 
 
 def products_in(axes: Axes) -> frozenset[int]:

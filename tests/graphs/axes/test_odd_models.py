@@ -118,6 +118,28 @@ def test_biases_looked_up_for_tokens_by_tokens_in_a_row(tmp_path: Path) -> None:
     assert check(tmp_path, nodes, known) == []
 
 
+@pytest.mark.parametrize("looked_up", [False, True])
+def test_places_that_a_table_is_of_are_tokens(tmp_path: Path, looked_up: bool) -> None:
+    """As SAM's encoder has biases that follow from queries: a table of 6 by 6 places, or of 11 distances."""
+    nodes, known = attention()
+    at = next(n for n, node in enumerate(nodes) if node.op_type == "Softmax")
+    nodes[at].input[0] = "biased"
+    nodes[at:at] = [
+        helper.make_node("Einsum", ["q", "table"], ["bias"], equation="bhqc,qkc->bhqk"),
+        helper.make_node("Add", ["s", "bias"], ["biased"]),
+    ]
+    if looked_up:
+        nodes.insert(0, helper.make_node("Gather", ["distances", "places"], ["table"]))
+        known |= {"distances": RNG.standard_normal((11, 4)).astype(np.float32)}
+        known |= {"places": np.arange(6)[:, None] - np.arange(6) + 5}
+        known |= {"positions": RNG.standard_normal((1, 6, 8)).astype(np.float32)}  # another weight of places
+        nodes.append(helper.make_node("Add", ["y0", "positions"], ["y"]))
+    else:
+        known |= {"table": RNG.standard_normal((6, 6, 4)).astype(np.float32)}
+        nodes.append(helper.make_node("Add", ["y0", "x"], ["y"]))
+    assert check(tmp_path, nodes, known) == []
+
+
 def test_keys_and_values_sliced_out_of_one_weight(tmp_path: Path) -> None:
     """As PyTorch exports attention to another sequence: a head is in two places of the weight."""
     nodes, known = attention()
