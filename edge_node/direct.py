@@ -25,7 +25,15 @@ from edge_attention.core.messages.program import (
     Slot,
     Stored,
 )
-from edge_attention.core.tensors import MAX_RANK, Array, DataType, Encoded, Encoding, require_stored
+from edge_attention.core.tensors import (
+    MAX_RANK,
+    TRAVELS,
+    Array,
+    DataType,
+    Encoded,
+    Encoding,
+    require_stored,
+)
 from edge_node.appending import placed, require_sequence
 from edge_node.runtime import ForeignGraph, Graph, Stop
 from edge_node.steps import ANYTHING, Steps
@@ -333,7 +341,8 @@ class DirectCall:
         self._stop.check()
         made = 0
         for name, array in zip(step.names, results, strict=True):
-            DataType.of(array.dtype, name)
+            if array.dtype not in TRAVELS:
+                DataType.of(array.dtype, name)  # refuses it
             if array.ndim > MAX_RANK:
                 raise InvalidTensor(f"{name} has {array.ndim} dimensions; the limit is {MAX_RANK}")
             tensors[name] = array

@@ -358,7 +358,7 @@ class Dispatcher:
                         node,
                         contribution.coverage,
                         # What came from the wire is decoded; Encoded is how tensors leave.
-                        cast(Mapping[str, ReturnedTensor], _with(contribution.tensors, large)),
+                        cast("Mapping[str, ReturnedTensor]", _with(contribution.tensors, large)),
                         contribution.number,
                         contribution.final,
                     )

@@ -51,6 +51,8 @@ class DataType(Enum):
 
 # NumPy makes up a dtype's name anew each time it is asked.
 _BY_DTYPE = {np.dtype(data_type.value): data_type for data_type in DataType}
+TRAVELS = frozenset(_BY_DTYPE)
+"""What `DataType.of` knows."""
 
 
 class Encoding(Enum):

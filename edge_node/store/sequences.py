@@ -83,6 +83,16 @@ class KeptSequence:
     def in_use(self) -> int:
         return -(-self.tokens // self.tile)
 
+    @property
+    def plain(self) -> bool:
+        """Whether it has tokens, in memory alone, that all may see."""
+        return self.tokens > 0 and self.origin is None and self.files is None
+
+    def write_few(self, source: Array, start: int, tokens: int) -> None:
+        """`write` and `publish` of a plain one, `start` and `tokens` as `place` said."""
+        tiled.write(self.tiles, source, start)
+        self.tokens = tokens
+
     def whole(self) -> Held:
         """All tiles in use; the same while there are no more: what is in them stays where it is."""
         held, in_use = self._whole, self.in_use

@@ -31,6 +31,8 @@ _MAX_NAMES = 100_000
 # Each is a mapping, of which a process has 65,530, and a line of the Register message, which has 4 MiB.
 _MAX_SEQUENCES, _MAX_SEQUENCE_NAME = 16_384, 160
 
+FEW_BYTES = 64 * 1024
+"""Of tokens that are written in one turn of the store's lock."""
 DISK_TIMES = 4
 """Times `limit` that tensors take on the disk which are kept there and mapped, at most."""
 
@@ -349,6 +351,14 @@ class Store:
         if source.ndim != 3 or source.dtype != np.float32:
             require(source, f"the source of {name}", shape=("tokens", "heads", "dim"), finite=False)
         _, heads, dim = source.shape
+        if origin is None and not revision and 0 < source.nbytes <= FEW_BYTES and name.startswith("job/"):
+            with self._lock:
+                sequence = self._sequences.get(name)
+                if sequence is not None and sequence.plain and sequence.writing.acquire(blocking=False):
+                    try:
+                        return self._append_few(name, sequence, source, at, tile)
+                    finally:
+                        sequence.writing.release()
         with self._lock:
             self._require_current(name, revision)
             sequence = self._sequences.get(name) or self._begin(name, heads, tile, dim)
@@ -382,6 +392,16 @@ class Store:
             finally:
                 with self._lock:
                     self._settle(name, sequence)
+
+    def _append_few(self, name: str, sequence: KeptSequence, source: Array, at: int | None, tile: int) -> int:
+        """`append` of so few tokens that others may wait for them to be written, to a plain sequence."""
+        start, tokens = sequence.place(name, source, at, tile)
+        self._take(name, sequence, tokens)
+        in_use = sequence.in_use
+        sequence.write_few(source, start, tokens)
+        if sequence.in_use != in_use:
+            self.layouts += 1
+        return tokens
 
     def commit(self, names: Iterable[str] = ()) -> None:
         """Returns when what `names` hold, what was dropped and what was kept is on the disk. Blocks on it.
