@@ -12,6 +12,8 @@ from edge_attention.core.tensors import Array
 
 DEPTH = 2
 """Pieces that may wait: what computes them waits for its turn then, and memory does not grow."""
+DIRECTLY = 64 * 1024
+"""Bytes below which a piece is written at once where nothing waits: to hand it on takes longer."""
 
 
 class Writer(Protocol):
@@ -21,7 +23,8 @@ class Writer(Protocol):
 
 
 class Behind:
-    """A block within which pieces are written by a thread of their own while the next ones are computed.
+    """A block within which pieces are written by a thread of their own while the next ones are computed;
+    small ones, where nothing waits, at once.
 
     What goes wrong in the thread is raised by a later write, or at the block's end.
 
@@ -52,6 +55,11 @@ class Behind:
         return _Ahead(self, writer)
 
     def write(self, writer: Writer, name: str, start: int, piece: Array) -> None:
+        while self._waiting and self._waiting[0].done():
+            self._waiting.popleft().result()
+        if piece.nbytes < DIRECTLY and not self._waiting:
+            self._write(writer, name, start, piece)
+            return
         while len(self._waiting) >= DEPTH:
             self._waiting.popleft().result()
         self._waiting.append(self._thread.submit(self._write, writer, name, start, piece))

@@ -7,10 +7,11 @@ import threading
 import numpy as np
 import pytest
 
-from aggregator.store.behind import DEPTH, Behind
+from aggregator.store.behind import DEPTH, DIRECTLY, Behind
 from edge_attention.core.errors import ResourceExhausted
 
-PIECES = [np.full(3, index, np.float32) for index in range(20)]
+PIECES = [np.full(DIRECTLY // 4, index, np.float32) for index in range(20)]
+SMALL = [piece[: DIRECTLY // 4 - 1] for piece in PIECES]
 
 
 class Disk:
@@ -84,3 +85,34 @@ def test_an_error_of_who_computes_is_raised_once_the_thread_is_done():
         stumble(disk)
     assert len(disk.written) <= 1, "the one under way, and none of those that waited"
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("behind")]
+
+
+def test_small_pieces_are_written_at_once_and_never_before_one_that_waits():
+    disk = Disk()
+    disk.open.set()
+    with Behind() as behind:
+        writer = behind.writer(disk)
+        for index, piece in enumerate(SMALL):
+            writer.write_at("small", index, piece)
+            assert len(disk.written) == index + 1
+    assert disk.threads == {threading.get_ident()}
+    disk = Disk()
+    with Behind() as behind:
+        writer = behind.writer(disk)
+        writer.write_at("large", 0, PIECES[0])
+        writer.write_at("small", 1, SMALL[1])
+        assert not disk.written, "the first one waits for the disk"
+        disk.open.set()
+    assert disk.written == [("large", 0, 0.0), ("small", 1, 1.0)]
+    assert threading.get_ident() not in disk.threads
+
+
+def test_a_small_piece_that_cannot_be_written_says_so_at_once():
+    disk = Disk(full=1)
+    disk.open.set()
+    with Behind() as behind:
+        writer = behind.writer(disk)
+        writer.write_at("p", 0, SMALL[0])
+        with pytest.raises(ResourceExhausted, match="no space left"):
+            writer.write_at("p", 1, SMALL[1])
+    assert len(disk.written) == 1
