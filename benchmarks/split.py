@@ -4,7 +4,9 @@
 
 What steps take from one commit to the next, by the seconds that all nodes were in graphs meanwhile, together:
 parts wait for each other, and the pipeline hides it where it is full. Runs of the models and splits come in
-turn, a few steps each, so that what else the machine does meets all of them.
+turn, a few steps each, so that what else the machine does meets all of them. While several pieces are under
+way, nodes of one machine wait for its processors within their graphs, which makes that sum larger: by layers,
+where a piece keeps one node busy at a time, a step is given by the sum of pieces that go through alone, too.
 
 `narrow` models are those of tests/split_training: a graph of theirs computes for 0.3 ms, on pieces of 4 texts
 of 12 letters. Models of 256 channels have BERT-mini's sizes (4 layers, 4 heads) and pieces of 4 texts of 64
@@ -51,6 +53,7 @@ def report(quick: bool) -> Report:
     sys.path[:0] = [str(tests), str(tests / "e2e")]
     ratios: dict[tuple[str, str], list[float]] = defaultdict(list)
     seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
+    alone: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         fleet = importlib.import_module("fleets").Fleet(Path(folder), state=True)
         try:
@@ -61,6 +64,9 @@ def report(quick: bool) -> Report:
                     for kind, (model, samples) in models.items():
                         for split in SPLITS:
                             step, graphs = _measured(client, _job(model, samples, split, turn))
+                            if split == "layers":
+                                _, one = _measured(client, _job(model, samples, split, turn, pieces=1))
+                                alone[kind].append(step / (PIECES * one))
                             ratios[kind, split].append(step / graphs)
                             seconds[kind, split].append(step)
                             print(
@@ -78,6 +84,10 @@ def report(quick: bool) -> Report:
             Figure(f"{kind} by {split}: a step, of its segments' sum", median(found), "", BOUND),
             Figure(f"{kind} by {split}: a step", 1e3 * median(seconds[kind, split]), "ms"),
         )
+    ]
+    figures += [
+        Figure(f"{kind} by layers: a step, of its segments' sum, a piece at a time", median(found), "", BOUND)
+        for kind, found in alone.items()
     ]
     details = {"ratios": {f"{kind} {split}": found for (kind, split), found in ratios.items()}}
     title = f"Training through the split: steps of {BATCH} samples in {PIECES} pieces, 3 nodes"
@@ -120,7 +130,10 @@ def _model(kind: str, folder: Path) -> tuple[FederatedModel, Mapping[str, Array]
     return FederatedModel(data, LossSpec("cross_entropy"), parameters=["*"], head=head), samples
 
 
-def _job(model: FederatedModel, samples: Mapping[str, Array], split: str, turn: int) -> SplitJob:
+def _job(
+    model: FederatedModel, samples: Mapping[str, Array], split: str, turn: int, pieces: int = PIECES
+) -> SplitJob:
+    """Of `pieces` pieces of one size."""
     return SplitJob(
         name=f"{split}-{turn}-{time.time_ns() % 1_000_000_000}",
         model=model,
@@ -128,7 +141,7 @@ def _job(model: FederatedModel, samples: Mapping[str, Array], split: str, turn: 
         data=samples,
         optimizer=OptimizerSpec("adamw", {"lr": 1e-3}),
         rounds=STEPS,
-        batch=BATCH,
-        micro_batches=PIECES,
+        batch=BATCH // PIECES * pieces,
+        micro_batches=pieces,
         nodes=NODES,
     )
