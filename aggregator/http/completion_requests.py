@@ -198,7 +198,9 @@ def _message(number: int, one: Any) -> ChatMessage:
     if isinstance(content, list):
         if any(not isinstance(part, dict) or part.get("type") != "text" for part in content):
             raise WrongParameter(f"{where}: only parts of type text are served here", where)
-        content = "".join(str(part.get("text", "")) for part in content)
+        if any(not isinstance(part.get("text"), str) for part in content):
+            raise WrongParameter(f"{where}: a part of type text has its text, a string", where)
+        content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise WrongParameter(f"{where}: content is a string, or a list of parts of type text", where)
     name = one.get("name", "")

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 STATUSES = {
     "INVALID_ARGUMENT": 400,
+    "FAILED_PRECONDITION": 400,  # asked again it would fail again, until somebody does what the message says
     "ALREADY_EXISTS": 400,
     "CANCELLED": 400,
     "UNAUTHENTICATED": 401,
@@ -37,7 +38,6 @@ STATUSES = {
     "NOT_FOUND": 404,
     "UNIMPLEMENTED": 501,
     "RESOURCE_EXHAUSTED": 503,
-    "FAILED_PRECONDITION": 503,
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
 }

@@ -7,7 +7,7 @@ them, one after the other, the bytes of inputs whose parameters say `binary_data
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -31,6 +31,7 @@ __all__ = [
     "InferAnswer",
     "InferWishes",
     "answer_of",
+    "objects",
     "request_of",
     "require_64_bits",
     "split",
@@ -112,7 +113,7 @@ def request_of(
             "Unable to parse 'inputs': attempt to access non-existing object member 'inputs'"
         )
     inputs, at = [], 0
-    for number, one in enumerate(_objects(said["inputs"], "inputs")):
+    for number, one in enumerate(objects(said["inputs"], "inputs")):
         tensor, used = _input(number, one, binary[at:], arrays)
         inputs.append(tensor)
         at += used
@@ -122,7 +123,7 @@ def request_of(
             "those of the inputs"
         )
     outputs, wanted = [], {}
-    for number, one in enumerate(_objects(said.get("outputs", []), "outputs")):
+    for number, one in enumerate(objects(said.get("outputs", []), "outputs")):
         name = _text(one, "name", f"output {number}")
         own = _parameters(one.get("parameters", {}), f"output {name!r}")
         if "binary_data" in own:
@@ -255,7 +256,12 @@ def tensor_head(number: int, one: Mapping[str, Any]) -> tuple[str, str, tuple[in
     return name, _text(one, "datatype", f"input {name!r}"), _dimensions(name, one.get("shape"))
 
 
-def _objects(value: Any, what: str) -> Sequence[Mapping[str, Any]]:
+def objects(value: Any, what: str) -> list[dict[str, Any]]:
+    """The inputs, or `what` else is a list of a request.
+
+    Raises:
+        InvalidArgument: it is no list of objects, or of too many.
+    """
     if not isinstance(value, list) or any(not isinstance(one, dict) for one in value):
         raise InvalidArgument(f"Unable to parse '{what}': it is a list of objects")
     if len(value) > TENSORS:

@@ -23,7 +23,7 @@ import numpy as np
 from aggregator.bounds.bounds import JSON_PROCESS
 from aggregator.bounds.budget import Lease
 from aggregator.engine import apart, scratch
-from aggregator.http.infer_body import tensor_head
+from aggregator.http.infer_body import objects, tensor_head
 from aggregator.http.json_tensors import array_of_json, strict_json
 from edge_attention.core import errors
 from edge_attention.core.errors import (
@@ -125,9 +125,10 @@ def main(folder: Path, what: str) -> int:
 
 def _taken_out(said: Any, folder: Path) -> Iterator[tuple[int, tuple[int, ...] | None]]:
     """Which inputs had data, and their shapes; None for BYTES, which are left as the protocol's raw bytes."""
-    inputs = said.get("inputs") if isinstance(said, dict) else None
-    for number, one in enumerate(inputs if isinstance(inputs, list) else ()):
-        if not isinstance(one, dict) or "data" not in one:
+    if not isinstance(said, dict) or "inputs" not in said:
+        return  # whoever asks says what it lacks
+    for number, one in enumerate(objects(said["inputs"], "inputs")):
+        if "data" not in one:
             continue
         name, datatype, shape = tensor_head(number, one)
         array = array_of_json(name, datatype, shape, one["data"])

@@ -29,6 +29,7 @@ from edge_attention.core.errors import (
     Internal,
     InvalidProgram,
     InvalidTensor,
+    NotFinite,
     NotFound,
 )
 from edge_attention.core.schedule.meeting import Meetings
@@ -247,7 +248,7 @@ class RunningRequest:
                 self.seconds["fold"] += time.monotonic() - began
                 self._perform(self.machine.folded(ask.number, complete, time.monotonic()))
         except EdgeAttentionError as error:
-            named = type(error)(f"node {ask.node!r}: {error.message}")
+            named = _of_inputs(type(error)(f"node {ask.node!r}: {error.message}"))
             self._event(lambda: self.machine.failed(ask.number, named, time.monotonic()))
         finally:
             answer.close()
@@ -282,9 +283,7 @@ class RunningRequest:
             if missing.kind is MissingKind.LATE:
                 continue  # the clock says so
             error = missing.error or missing.cause(missing.text)
-            if isinstance(error, InvalidProgram):
-                # The program is ours, and has been loaded: it is what came into it that it cannot run with.
-                error = InvalidTensor(f"the model cannot be computed of these inputs: {error.message}")
+            error = _of_inputs(error)
             away, lacks = missing.kind is MissingKind.LOST, isinstance(missing.error, NotFound)
             number = asks[shard].number
             self._event(partial(self.machine.failed, number, error, time.monotonic(), away=away, lacks=lacks))
@@ -303,3 +302,16 @@ def _elements(
     tensors: Mapping[str, SentTensor], feeds: Mapping[str, Array], meetings: Meetings
 ) -> dict[str, Array]:
     return {name: tensor.elements(feeds, meetings) for name, tensor in tensors.items()}
+
+
+def _of_inputs(error: EdgeAttentionError) -> EdgeAttentionError:
+    """The same, in words of who asked, where it is what was asked that parts cannot go on with."""
+    if isinstance(error, InvalidProgram):
+        # The program is ours, and has been loaded: it is what came into it that it cannot run with.
+        return InvalidTensor(f"the model cannot be computed of these inputs: {error.message}")
+    if isinstance(error, NotFinite):
+        return NotFinite(
+            f"the model makes NaN of these inputs: {error.message}; look for NaN in them, and for a row "
+            "whose mask hides all of it"
+        )
+    return error

@@ -14,6 +14,8 @@ from aggregator.inference.generation.request import GenerationUsage
 from edge_attention.core.errors import NotFound
 
 HELLO = [{"role": "user", "content": "hello"}]
+NO_TEXTS = ({}, {"text": None}, {"text": 5}, {"text": {"a": 1}}, {"text": ["a"]})
+"""Of a part of type text: put into the prompt as Python shows them they would be answered."""
 
 
 def complete(**more):
@@ -97,6 +99,7 @@ def test_what_is_not_served_is_refused_by_its_name(more, param):
         [{"role": "king", "content": "x"}],
         [{"role": "user"}],
         [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
+        *([{"role": "user", "content": [{"type": "text", **text}]}] for text in NO_TEXTS),
         [{"role": "assistant", "content": "", "tool_calls": [{}]}],
         HELLO * 2000,
     ],

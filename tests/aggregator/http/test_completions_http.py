@@ -195,6 +195,21 @@ def test_errors_have_openais_form(made):
     made.run(scenario)
 
 
+def test_what_would_fail_again_is_no_overload(made, tmp_path):
+    """Clients send again, unasked, what is answered with 503."""
+    (tmp_path / "tokenizer.json").unlink()
+
+    async def scenario(port):
+        asked = {"model": "small", "prompt": "a"}
+        for more in ({}, {"stream": True}):
+            answer = await port.post("/v1/completions", json=asked | more)
+            error = answer.json["error"]
+            assert (answer.status, error["type"], error["code"]) == (400, "invalid_request_error", None)
+            assert "has no tokenizer: send token ids" in error["message"]
+
+    made.run(scenario)
+
+
 def test_who_goes_away_ends_it_at_once(made):
     async def scenario(port):
         asked = {"model": "small", "prompt": PROMPT, "max_tokens": 4000, "stream": True, "temperature": 1.5}

@@ -351,6 +351,20 @@ def test_long_json_is_read_elsewhere_to_the_same_end(made, monkeypatch):
     made.run(scenario)
 
 
+@pytest.mark.parametrize(
+    "inputs", [[{}] * 1025, {"0": {}}, [{}, 5], None], ids=["too many", "an object", "a number", "null"]
+)
+def test_inputs_that_are_none_leave_no_files(inputs, tmp_path):
+    """Each of many small ones would be a file of its own, which takes seconds, before it was refused."""
+    one = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}
+    if isinstance(inputs, list):
+        inputs = [one if place == {} else place for place in inputs]
+    (tmp_path / "request.json").write_text(json.dumps({"inputs": inputs}))
+    assert json_apart.main(tmp_path, "the JSON") == 1
+    assert "inputs" in json.loads((tmp_path / "error.json").read_text())["message"]
+    assert {file.name for file in tmp_path.iterdir()} == {"request.json", "error.json"}
+
+
 def test_few_processes_read_json_at_a_time(made, monkeypatch):
     monkeypatch.setattr(json_apart, "INLINE_BYTES", 1024)
     at_work = most = 0
