@@ -124,6 +124,8 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """The shapes of all inputs of a run, by name."""
 RunForm = tuple[tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...], tuple[str, ...]]
 """What runs of a graph are alike in: names, types and shapes of the inputs, in order, and the outputs."""
+Said = tuple[bytes, list[Placed]]
+"""The head of an answer, and what was found to be said there."""
 _LEARNED = 16
 """Runs with other shapes whose outputs are remembered."""
 
@@ -133,14 +135,15 @@ class RepeatedRun:
     """A run whose inputs all lie in the window, for those that are like it.
 
     `text`: its head; `starts`: where each input is; `said`: the head of the last answer, and what was found
-    to be said there. By lane: where its inputs are written, and the outputs of that answer read.
+    to be said there. By lane: where its inputs are written, and the outputs of which answer are read where.
+    Lanes are at it at the same time.
     """
 
     text: bytes
     starts: list[int]
-    said: tuple[bytes, list[Placed]] = (b"", [])
+    said: Said = (b"", [])
     _inputs: dict[int, list[Array]] = field(default_factory=dict)
-    _outputs: dict[int, list[Array]] = field(default_factory=dict)
+    _outputs: dict[int, tuple[Said, list[Array]]] = field(default_factory=dict)
 
     def put(self, channel: Channel, feeds: Mapping[str, Array]) -> None:
         """Write the inputs of a run like this one."""
@@ -151,17 +154,12 @@ class RepeatedRun:
         for view, data in zip(views, feeds.values(), strict=True):
             view[...] = data
 
-    def answered(self, text: bytes, types: list[Placed]) -> None:
-        """An answer was found to say this, and to say nothing that cannot be."""
-        self.said = text, types
-        self._outputs.clear()
-
-    def results(self, channel: Channel) -> list[Array]:
-        """The outputs of an answer that said what the last one did."""
-        views = self._outputs.get(channel.descriptor)
-        if views is None:
-            views = [np.ndarray(of.shape, of.dtype, channel.reads, of.offset) for of in self.said[1]]
-            self._outputs[channel.descriptor] = views
+    def results(self, channel: Channel, said: Said) -> list[Array]:
+        """The outputs of an answer that says `said`."""
+        before, views = self._outputs.get(channel.descriptor, (None, []))
+        if before is not said:
+            views = [np.ndarray(of.shape, of.dtype, channel.reads, of.offset) for of in said[1]]
+            self._outputs[channel.descriptor] = said, views
         return [view.copy() for view in views]
 
 
@@ -291,8 +289,9 @@ def run(
         again.put(channel, feeds)
         channel.send(CellKind.RUN, again.text, (), number)
         message = yield from _answered(channel, stop)
-        if message.text == again.said[0] and message.kind is CellKind.DONE:
-            return again.results(channel)
+        said = again.said  # of a run in another lane it may be another one at any moment
+        if message.text == said[0] and message.kind is CellKind.DONE:
+            return again.results(channel, said)
     else:  # one like it was found to fit
         require_feeds(digest, known.inputs, known.outputs, feeds, outputs, graph.any_rank)
     memory = OutputMemory(f"graph {digest[:12]}", limit)
@@ -375,7 +374,7 @@ def _results(
     found = [taken[n] if n in taken else _copy_out(channel, placed) for n, placed in enumerate(types)]
     again = known.runs.get(form)
     if again is not None and message.kind is CellKind.DONE and not taken and len(message.text) <= KEPT_BYTES:
-        again.answered(message.text, types)
+        again.said = message.text, types
     return found
 
 
