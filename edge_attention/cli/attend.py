@@ -9,6 +9,7 @@ from typing import Any, Literal
 import click
 import numpy as np
 
+from edge_attention.cli.array_files import write_outputs
 from edge_attention.cli.connection import connect
 from edge_attention.cli.output import json_option, print_json, print_table, say, stretches
 from edge_attention.client.contexts import MAX_DEADLINE
@@ -127,8 +128,7 @@ def _save(file: Path, answer: Answer) -> None:
         arrays["weights"] = answer.weights
     if answer.bound is not None:
         arrays["bound"] = answer.bound.error
-    with file.open("wb") as stream:
-        np.savez(stream, **arrays)
+    write_outputs(file, arrays)
 
 
 def _summary(answer: Answer, queries: int) -> dict[str, Any]:

@@ -43,6 +43,8 @@ def check(files: tuple[str, ...], job: Path | None, part: str | None, as_json: b
 
     No aggregator is asked, and no value is printed: figures are counts, and rounded means of many rows.
     """
+    if part is not None and job is None:
+        raise click.UsageError("--part is a part of a job; give --job, too")
     wanted, whole = None, frozenset[str]()
     if job is not None:
         said = read_job(job)

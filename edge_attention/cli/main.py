@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -52,7 +53,8 @@ class _Lazy(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         # click compares with commands that are loaded, and here none is.
         if args[0] not in _COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
-            ctx.fail(f"No such command {args[0]!r}{hint(args[0], _COMMANDS)}.")
+            meant = "; --help lists them" if args[0] == "help" else hint(args[0], _COMMANDS)
+            ctx.fail(f"No such command {args[0]!r}{meant}.")
         return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -130,8 +132,17 @@ def main() -> None:
     sys.exit(_run())
 
 
+_NUMBERS = {"integer": "is not a whole number", "float": "is not a number"}
+_NUMBER = re.compile(r"is not a valid (integer|float)( range)?\b")
+
+
 def _placed(error: click.ClickException) -> click.ClickException:
-    """The error; of an option that stands after the command and belongs before it, one that says so."""
+    """The error in our words; of an option that stands after the command and belongs before it, one that says
+    so."""
+    if isinstance(error, click.BadParameter) and _NUMBER.search(error.message):
+        # In click's words a text is no "valid integer range".
+        said = _NUMBER.sub(lambda found: _NUMBERS[found[1]], error.message)
+        return click.BadParameter(said, error.ctx, error.param, error.param_hint)
     if isinstance(error, click.NoSuchOption) and error.ctx is not None and error.ctx.parent is not None:
         option, command = error.option_name, error.ctx.command_path.removeprefix("edge-attention ")
         if any(option in parameter.opts for parameter in cli.params):

@@ -96,6 +96,8 @@ def predict(
     named by their ids: the nodes work on their rows as in training.
     """
     chosen = chosen_version(version, best)
+    if "" in ids:
+        raise click.BadParameter("an id is not empty", param_hint="--id")
     named = (*ids, *_ids_of(file))
     if [bool(inputs), bool(files), bool(named)].count(True) != 1:
         raise click.UsageError("give rows with --input or --rows, or samples with --id or --ids; one of them")
@@ -157,9 +159,13 @@ def _ids_of(file: Path | None) -> tuple[str, ...]:
         return ()
     try:
         lines = file.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"--ids {file} cannot be read as text: {error}") from None
-    return tuple(line.strip() for line in lines if line.strip())
+    except UnicodeDecodeError:
+        raise InvalidArgument(f"--ids {file} is no text in UTF-8; write an id a line") from None
+    except OSError as error:
+        raise InvalidArgument(f"--ids {file} cannot be read: {error.strerror}") from None
+    if not (found := tuple(line.strip() for line in lines if line.strip())):
+        raise InvalidArgument(f"--ids {file} holds no ids; write one a line")
+    return found
 
 
 def _print(run: str, answer: Prediction, ids: tuple[str, ...], output: Path | None) -> None:

@@ -129,7 +129,7 @@ def simulate(
             "Run it over `edge-attention up`"
         )
     names = [f"node-{at + 1}" for at in range(count)]
-    found = courses(read_scenario(scenario) if scenario else {}, names)
+    found = _courses(scenario, names)
     table = read_table(*split_file(data))
     rows = partition(table, RowSharing(kind, by, alpha), count, seed)
     if not as_json:
@@ -157,6 +157,17 @@ def simulate(
         with _while_there(run, require):
             watch(run, record, as_json, goes_on=False)
         _report(found, ready - began, time.monotonic() - ready, as_json)
+
+
+def _courses(scenario: Path | None, names: Sequence[str]) -> dict[str, NodeCourse]:
+    """What the scenario, if there is one, says of each node; InvalidArgument names the file."""
+    if scenario is None:
+        return courses({}, names)
+    read = read_scenario(scenario)
+    try:
+        return courses(read, names)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{scenario}: {error.message}") from None
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from edge_attention.cli.plan import of_file, print_plan
 from edge_attention.cli.versions import best_option, chosen_version, version_option
 from edge_attention.cli.watch import watch
 from edge_attention.client.sync import Client, Run
+from edge_attention.core.errors import InvalidArgument
 
 _EPILOG = """
 Examples:
@@ -76,7 +77,8 @@ def train(
     if sum((plan, table, detach)) > 1 or (record and (plan or detach)):
         raise click.UsageError("--plan, --detach and following (--watch, --record) exclude each other")
     if job and not job.is_file() and not (table and job.suffix != ".toml"):
-        raise click.BadParameter(f"File '{job}' does not exist.", param_hint="'[JOB]'")
+        why = "is a directory" if job.is_dir() else "does not exist"
+        raise click.BadParameter(f"File '{job}' {why}.", param_hint="'[JOB]'")
     with connect(address) as client:
         if listed:
             _list(client, as_json)
@@ -201,7 +203,10 @@ def export_run(
 
 def _touch(record: Path | None) -> None:
     if record:
-        record.open("a").close()
+        try:
+            record.open("a").close()
+        except OSError as error:
+            raise InvalidArgument(f"--record {record} cannot be written: {error.strerror}") from None
 
 
 def _left(run: Run, as_json: bool) -> None:

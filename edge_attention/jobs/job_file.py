@@ -37,6 +37,11 @@ def read_job(path: str | Path) -> FusionJob | FederatedJob | SplitJob:
     likely = next(
         (k for k, key in (("split", "split"), ("federated", "strategy")) if key in content), "fusion"
     )
+    if not content.keys() & {"kind", "split", "strategy", "encoders", "head", "queries"}:
+        raise InvalidArgument(
+            f"{path} is no job: it has neither encoders (a job by fusion), nor strategy (a federated one), "
+            "nor split; docs/client.md has the format of each"
+        )
     kind = content.pop("kind", likely)
     if kind not in KINDS:
         raise InvalidArgument(f"{path}: kind is {kind!r}; it must be {' or '.join(map(repr, KINDS))}")

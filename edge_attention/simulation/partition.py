@@ -44,7 +44,9 @@ class RowSharing:
         InvalidArgument: a column is missing, or alpha is not positive.
         """
         if self.kind != "iid" and not self.column:
-            raise InvalidArgument(f"rows shared by {self.kind} need a column: name the one that they go by")
+            raise InvalidArgument(
+                f"rows shared by {self.kind} need a column: --by COLUMN, the one that they go by"
+            )
         if not (0 < self.alpha < np.inf):
             raise InvalidArgument(f"alpha is {self.alpha:g}; it must be above 0")
 

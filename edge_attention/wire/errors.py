@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import grpc
 
 from edge_attention.core import errors
@@ -43,6 +45,12 @@ _RETRY_LIMIT = 3_600_000
 _NOT_GRPC = ("missing selected ALPN", "Expected SETTINGS frame", "Failed parsing HTTP/2")
 """What gRPC says where something answered that is no gRPC server: over TLS, and without."""
 
+
+_LEFT_OUT = re.compile(
+    r"failed to connect to all addresses; last error: (?:[A-Z_]+: )?|Failed to connect to remote host: "
+)
+_NOT_RESOLVED = re.compile(r"errors resolving .*: ([^:\[\]]+)\]")
+"""Of what gRPC says where nobody answers, what tells a person nothing; and of a name, all but the reason."""
 
 _REMOVED = "Stream removed"
 """What gRPC says, as UNKNOWN, where TLS finds that bytes were damaged: the connection is gone."""
@@ -96,7 +104,7 @@ def from_rpc(error: grpc.RpcError, where: str = "") -> EdgeAttentionError:
                 f"{where} is not an aggregator's gRPC port; that is 50051 unless --listen says otherwise, "
                 "9464 is its page"
             )
-        details = details.rstrip(". ")
+        details = _LEFT_OUT.sub("", _NOT_RESOLVED.sub(r"\1", details.rstrip(". ")))
         return errors.Unreachable(
             f"{where} cannot be reached: {details}; is it running, and is the address right?"
         )

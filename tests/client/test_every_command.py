@@ -363,3 +363,52 @@ def test_who_has_no_json_prints_nothing_for_programs(words):
     assert has or only_a_name or words in PROGRAMS
     if isinstance(shown, Path):
         assert "json" in shown.read_text(encoding="utf-8"), "where its JSON is seen"
+
+
+WRONG = {
+    "attend memory --random four": (2, "'--random': 'four' is not a whole number."),
+    "attend memory --random 1 --deadline soon": (2, "'--deadline': 'soon' is not a number."),
+    "attend memory --random 1 --output no/such/out.npz": (
+        1,
+        "edge-attention: --output no/such/out.npz cannot be written: No such file or directory",
+    ),
+    "train job.toml --record no/such/rounds.jsonl": (
+        1,
+        "edge-attention: --record no/such/rounds.jsonl cannot be written: No such file or directory",
+    ),
+    "train folder": (2, "File 'folder' is a directory."),
+    "train empty.toml": (
+        1,
+        "empty.toml is no job: it has neither encoders (a job by fusion), nor strategy (a federated one)",
+    ),
+    "predict r1 --ids empty.toml": (1, "--ids empty.toml holds no ids; write one a line"),
+    "predict r1 --ids bytes": (1, "--ids bytes is no text in UTF-8; write an id a line"),
+    "predict r1 --id=": (2, "Invalid value for --id: an id is not empty"),
+    "data check rows.csv --part a": (2, "--part is a part of a job; give --job, too"),
+    "simulate fed.toml --data rows.csv --scenario fed.toml": (
+        1,
+        "edge-attention: fed.toml: a scenario has no 'dataset'",
+    ),
+    "simulate fed.toml --data rows.csv --split column": (1, "need a column: --by COLUMN"),
+    "help": (2, "No such command 'help'; --help lists them."),
+}
+FEDERATED = """
+dataset = "d"
+rounds = 5
+strategy = "fedavg"
+model = { file = "m.onnx" }
+local = { optimizer = { name = "sgd", lr = 0.1 }, batch = 8, steps = 2 }
+"""
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_what_a_new_user_may_do_wrong_is_said_in_plain_words(run, memory, words):
+    Path("folder").mkdir()
+    Path("empty.toml").write_text("")
+    Path("bytes").write_bytes(b"P1\n\xff\n")
+    Path("fed.toml").write_text(FEDERATED)
+    command, *arguments = words.split()
+    code, out, err = run(f"edge-attention {command}", *arguments)
+    assert (code, out) == (WRONG[words][0], "")
+    assert WRONG[words][1] in " ".join(err.split())
+    assert "Traceback" not in err
