@@ -15,6 +15,7 @@ import test_fusion
 from house import House, until
 from planned_here import planned_here as planned_here
 
+from aggregator.training.remedies import remedy_of
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages.training import (
     LocalSpec,
@@ -234,3 +235,24 @@ def test_a_model_that_cannot_be_evaluated_any_more():
     assert f"is not finite after round {len(rounds)}, whose loss was {rounds[-1].loss:.6g}" in info.detail
     assert "held-out samples" in info.detail
     assert "1e+30, is too high: lower optimizer.lr, or set clip" in info.detail
+
+
+@pytest.mark.parametrize("recipe", ["fusion", "federated"])
+def test_a_step_past_float32_is_no_end_to_resume_from(recipe):
+    """It would end so again: the aggregator's own step, at a learning rate of the job's."""
+
+    async def scenario(house):
+        if recipe == "fusion":
+            run, _ = await test_fusion.started(house, optimizer=OptimizerSpec("sgd", {"lr": 1e39}))
+            _, info = await test_fusion.ended(house, run)
+        else:
+            strategy = StrategySpec("fedavg", {"lr": 1e39})
+            run, _ = await test_federated.started(house, strategy=strategy)
+            _, info = await test_federated.ended(house, run)
+        return info, house.runs.error_of(run)
+
+    with House() as house:
+        info, error = asyncio.run(scenario(house))
+    assert info.state is RunState.FAILED
+    assert "overflow; lower" in info.detail
+    assert "start it anew with the job mended" in remedy_of(info, error)

@@ -15,12 +15,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from aggregator.store.behind import Writer
+from aggregator.training.divergence import Diverged
 from aggregator.training.federated.plan import PIECE, FederatedPlan
 from aggregator.training.federated.updates import Update, piece_of, pieces
 from edge_attention.core.clipping import clip_factor, global_norm, squared_norm
 from edge_attention.core.combine import Combine
 from edge_attention.core.encodings import Int8, UpdateEncoding
-from edge_attention.core.errors import InvalidTensor
 from edge_attention.core.strategies import Strategy
 from edge_attention.core.strategies.scaffold import next_control, next_global_control
 from edge_attention.core.tensors import Array
@@ -94,7 +94,7 @@ class Folder:
         is carried over to the next step.
 
         Raises:
-            InvalidTensor: the step overflows.
+            Diverged: the step overflows.
             InvalidArgument: the combine cannot work with so few updates.
         """
         # Where no label of any node counts, all weigh alike: none of them moves anything.
@@ -127,7 +127,7 @@ class Folder:
                 with np.errstate(all="ignore"):  # an overflow is found below, with the name it deserves
                     after, *slots = strategy.step(count, before, folded, *held)
                 if not all(np.isfinite(array).all() for array in (after, *slots)):
-                    raise InvalidTensor(
+                    raise Diverged(
                         f"the server's step makes {self.plan.names[index]} overflow; lower the learning rates"
                     )
                 if difference is not None and new_state is not None:

@@ -16,7 +16,7 @@ from aggregator.engine.endings import to_the_end
 from aggregator.store.parameters import Committed
 from aggregator.store.tensor_file import TensorFile
 from aggregator.training.active import ActiveRun, evaluation_due
-from aggregator.training.divergence import diverged, unevaluated
+from aggregator.training.divergence import Diverged, diverged, unevaluated
 from aggregator.training.fusion.alignment import Alignment
 from aggregator.training.fusion.plan import FusionPlan
 from aggregator.training.fusion.recipe import FusionRounds, FusionSamples, Interrupted, Timer
@@ -26,7 +26,7 @@ from aggregator.training.records import RecordFile, every_record, mark_best, rec
 from aggregator.training.services import Services
 from aggregator.training.stopping import Stopping
 from edge_attention.core.clipping import clip_factor, global_norm, squared_norm
-from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition, NotFinite
+from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition, InvalidTensor, NotFinite
 from edge_attention.core.learning_rates import factor_at, optimizer_at
 from edge_attention.core.messages.training import Evaluation, FusionJob, TrainingRound
 from edge_attention.core.optimizers import Optimizer
@@ -193,7 +193,10 @@ class Trainer:
         if factor != 1.0:
             gradients = {name: array * np.float32(factor) for name, array in gradients.items()}
         optimizer = self._optimizer_at(current.round + 1)
-        return optimizer.step(current.parameters, gradients, current.optimizer_state)
+        try:
+            return optimizer.step(current.parameters, gradients, current.optimizer_state)
+        except InvalidTensor as error:  # all else of it was looked at before
+            raise Diverged(error.message) from None
 
     def _optimizer_at(self, number: int) -> Optimizer:
         """With the learning rate of round `number`."""
