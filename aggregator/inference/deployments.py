@@ -163,8 +163,20 @@ class Deployments:
         def told(node: str, done: int, total: int) -> None:
             say(DeployProgress("delivering", node, done, total))
 
-        await self._readiness.prepare(deployed, deployed.planned.key, told, DELIVERY_SECONDS)
+        telling = asyncio.create_task(self._tell_away(deployed, say), name="tell who is away")
+        try:
+            await self._readiness.prepare(deployed, deployed.planned.key, told, DELIVERY_SECONDS, seek=True)
+        finally:
+            telling.cancel()
+            await asyncio.wait([telling])
         self._registry.require_held(deployed)
+
+    async def _tell_away(self, deployed: Deployed, say: Telling) -> None:
+        """Say of each part for which nobody is here what it waits for, for as long as it does."""
+        while True:
+            for text in self._registry.away(deployed):
+                say(DeployProgress("waiting", text=text))
+            await asyncio.sleep(WATCH_SECONDS)
 
     async def undeploy(self, name: str) -> DeployedModel:
         """End the deployment of that name. Requests under way end first.

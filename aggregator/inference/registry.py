@@ -105,6 +105,16 @@ class DeploymentRegistry:
             found.append(f"part {part.part} waits for node {' or '.join(holders)}")
         return tuple(found)
 
+    def away(self, deployed: Deployed) -> tuple[str, ...]:
+        """Which parts none of the nodes is here for that the plan has for them, a sentence each."""
+        assert deployed.planned is not None
+        return tuple(
+            f"part {part} waits for node {' or '.join(holders)}, which is away; when its lease has run out "
+            "another node is given the part, if one may hold it"
+            for part, holders in sorted(deployed.planned.holders.items())
+            if not any(map(self._membership.live, holders))
+        )
+
     def require_held(self, deployed: Deployed) -> None:
         """Raises FailedPrecondition unless somebody can do each part now."""
         if lacking := self.lacking(deployed):

@@ -54,9 +54,16 @@ class ShapeReadiness:
         self._cutters = Cutters()
 
     async def prepare(
-        self, deployed: Deployed, key: str, told: Callable[[str, int, int], None], seconds: float
+        self,
+        deployed: Deployed,
+        key: str,
+        told: Callable[[str, int, int], None],
+        seconds: float,
+        *,
+        seek: bool = False,
     ) -> None:
-        """Have the nodes ready for requests of this shape, which is cut."""
+        """Have the nodes ready for requests of this shape, which is cut. `seek`: a part whose nodes have gone
+        is given to another one meanwhile."""
         planned = deployed.planned
         assert planned is not None
         folder = deployed.folder.shape(key)
@@ -65,7 +72,7 @@ class ShapeReadiness:
             deployed.digested = True
         hashed = len(deployed.known)
         try:
-            await self._prepared(deployed, planned, key, folder, told, seconds)
+            await self._prepared(deployed, planned, key, folder, told, seconds, seek)
         finally:
             if len(deployed.known) > hashed and deployed.folder.path.is_dir():
                 await asyncio.to_thread(write_digests, deployed.folder, dict(deployed.known))
@@ -79,12 +86,13 @@ class ShapeReadiness:
         folder: Path,
         told: Callable[[str, int, int], None],
         seconds: float,
+        seek: bool,
     ) -> None:
         if planned.whole:
             whole = WholeModel.loads(await asyncio.to_thread((folder / WHOLE_FILE).read_text))
             await self._wholes.prepare(
                 deployed.id, whole, CutFolder(deployed.folder.model, folder), planned.holders, planned.inputs,
-                planned.outputs, planned.shapes, told, seconds=seconds, known=deployed.known,
+                planned.outputs, planned.shapes, told, seconds=seconds, known=deployed.known, seek=seek,
             )  # fmt: skip
             return
         schedule = await asyncio.to_thread(lambda: saved.loads((folder / "schedule.json").read_text()))
@@ -93,7 +101,7 @@ class ShapeReadiness:
         await self._runner.prepare(
             deployed.id, key, schedule, files, planned.holders, told,
             halves=deployed.request.halves, seconds=seconds, warmed=warmed.append,
-            known=deployed.known,
+            known=deployed.known, seek=seek,
         )  # fmt: skip
         await self._nodes.measures.answered(folder, warmed, self._nodes.threads(), links=False)
 

@@ -114,12 +114,14 @@ class WholeRunner:
         *,
         seconds: float,
         known: dict[Weight, KnownWeight] | None = None,
+        seek: bool = False,
     ) -> None:
         """Have nodes given the model, and load it.
 
         Args:
             holders: of part 0, those that are to hold it.
             known: weights that need not be hashed; those that were hashed now are put there.
+            seek: where all of them have gone, it is given to another node.
             shapes: of inputs with which it is called once, as nothing is loaded before.
 
         Returns when one of them holds it that is there, and as many of its nodes as are. Called again it
@@ -149,7 +151,7 @@ class WholeRunner:
         )
         self._served[deployment] = _Served(deployment, call, held, whole.graph)
         held.ensure(say)
-        if not await held.settled(max(until - time.monotonic(), 0.0)):
+        if not await held.settled(max(until - time.monotonic(), 0.0), seek=seek):
             raise DeadlineExceeded(f"no node holds the model after {seconds:.3g} s: {held.why(PART)}")
 
     async def infer(self, deployment: str, feeds: Mapping[str, Array], seconds: float) -> ModelAnswer:
