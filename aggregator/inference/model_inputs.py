@@ -13,6 +13,7 @@ from edge_attention.core.errors import InvalidArgument, InvalidGraph
 from edge_attention.core.messages.inference import ANY_RANK, ModelTensor
 from edge_attention.core.schedule.schedule import TensorForm
 from edge_attention.core.tensors import DataType
+from edge_attention.graphs.axes.input_forms import size_said
 from edge_attention.graphs.axes.model_reading import OpenModel
 
 __all__ = ["OTHERS", "feeds_of", "tensors_of"]
@@ -68,7 +69,13 @@ def feeds_of(inputs: Sequence[ModelTensor], request: CutRequest, others: int) ->
         said = request.dimensions.get(name) if own is None and name != "?" else own
         if said is not None:
             return said
-        return FIRST if axis == 0 or (name != "?" and name in first) else others
+        if axis == 0:
+            return FIRST
+
+        def plain(name: str) -> int:
+            return request.dimensions.get(name, FIRST if name != "?" and name in first else others)
+
+        return size_said(name, plain)
 
     return {
         one.name: TensorForm(

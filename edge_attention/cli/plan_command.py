@@ -21,6 +21,7 @@ from edge_attention.core.schedule.plan import Crossing
 from edge_attention.core.schedule.saved_plan import dumps_plan
 from edge_attention.graphs.axes.annotation import annotate
 from edge_attention.graphs.axes.cut import analyse
+from edge_attention.graphs.axes.input_forms import size_said
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.axes.planning import plan_model, reference_slowness
@@ -166,10 +167,15 @@ def sizes_by_name(
         InvalidArgument: one is given that the model has not.
     """
     found: dict[str, int] = {}
+    sums: list[str] = []
     for dims in inputs.values():
         for axis, name in enumerate(dims):
-            if name:
+            if "+" in name and name not in given and axis:
+                sums.append(name)
+            elif name:
                 found.setdefault(name, given.get(name, length if axis else batch))
+    for name in sums:  # of others, as an exporter calls it
+        found[name] = size_said(name, lambda term: given.get(term, found.get(term, length)))
     if unknown := sorted(given.keys() - found.keys()):
         there = ", ".join(map(shown, found)) or "none"
         raise InvalidArgument(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from onnx import GraphProto, helper
 
@@ -10,10 +10,19 @@ from edge_attention.core.errors import InvalidArgument, InvalidGraph
 from edge_attention.core.schedule.schedule import TensorForm
 from edge_attention.graphs.axes.infer import form_of
 
-__all__ = ["MAX_SIZE", "input_forms"]
+__all__ = ["MAX_SIZE", "input_forms", "size_said"]
 
 MAX_SIZE = 1 << 31
 """Of a dimension."""
+
+
+def size_said(name: str, size: Callable[[str], int]) -> int:
+    """The size of a dimension that is called so: of one that an exporter says is a sum, as optimum's
+    `past_sequence_length + sequence_length`, of its terms; `size` tells that of a plain name."""
+    terms = [term.strip() for term in name.split("+")]
+    if len(terms) < 2 or not all(terms):
+        return size(name)
+    return sum(int(term) if term.isascii() and term.isdigit() else size(term) for term in terms)
 
 
 def input_forms(graph: GraphProto, dimensions: Mapping[str, int]) -> dict[str, TensorForm]:

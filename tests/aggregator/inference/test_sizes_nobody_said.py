@@ -1,0 +1,44 @@
+"""Sizes of open dimensions that nobody says: those that an exporter calls a sum are the sum of their terms."""
+
+from __future__ import annotations
+
+from aggregator.inference.cut_request import CutRequest
+from aggregator.inference.model_inputs import feeds_of
+from edge_attention.cli.plan_command import sizes_by_name
+from edge_attention.core.messages.inference import ModelTensor
+from edge_attention.core.tensors import DataType
+
+PAST, SUM = "past_sequence_length", "past_sequence_length + sequence_length"
+SHAPES = {
+    "input_ids": ("batch_size", "sequence_length"),
+    "attention_mask": ("batch_size", SUM),
+    "past_key_values.0.key": ("batch_size", "6", PAST, "16"),
+    "more": ("batch_size", "sequence_length + 1"),
+}
+"""As optimum writes a decoder."""
+INPUTS = tuple(ModelTensor(name, DataType.INT64, shape) for name, shape in SHAPES.items())
+
+
+def shapes(**dimensions: int) -> list[tuple[int, ...]]:
+    request = CutRequest("m.onnx", "into", dimensions=dimensions)
+    return [form.shape for form in feeds_of(INPUTS, request, 64).values()]
+
+
+def test_of_a_deployment() -> None:
+    assert shapes() == [(1, 64), (1, 128), (1, 6, 64, 16), (1, 65)]
+    said = {PAST: 12, "sequence_length": 3, "batch_size": 2}
+    assert shapes(**said) == [(2, 3), (2, 15), (2, 6, 12, 16), (2, 4)]
+    assert shapes(**said, **{SUM: 20}) == [(2, 3), (2, 20), (2, 6, 12, 16), (2, 4)]
+
+
+def test_of_a_plan_that_the_command_line_makes() -> None:
+    names = {name: ["" if dim.isdigit() else dim for dim in shape] for name, shape in SHAPES.items()}
+    found = sizes_by_name(names, 2, 64, {PAST: 12})
+    assert found == {
+        "batch_size": 2,
+        "sequence_length": 64,
+        PAST: 12,
+        SUM: 76,
+        "sequence_length + 1": 65,
+    }
+    assert sizes_by_name(names, 2, 64, {SUM: 20})[SUM] == 20
