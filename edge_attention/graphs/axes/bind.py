@@ -164,6 +164,8 @@ class _Binding:
         if node.op_type == "Constant" and not node.domain:
             self._constant(node)
             return ()
+        if node.op_type == "Concat" and not node.domain:
+            self._leave_out_empty(node)
         if self._passes(node):
             if node.output[0] not in self._outputs:
                 self._alias[node.output[0]] = node.input[0]
@@ -205,11 +207,24 @@ class _Binding:
             if name and self._known.form(name) is None:
                 self._why[name] = self._reason(node)
 
+    def _leave_out_empty(self, node: NodeProto) -> None:
+        """Leave out what adds nothing to a Concat: what of a head is not turned by its place, where all is; a
+        past that has not begun."""
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        kept = []
+        for name in node.input:
+            form = self._known.form(name)
+            if form is None or not -len(form.shape) <= axis < len(form.shape) or form.shape[axis]:
+                kept.append(name)
+        if kept:
+            del node.input[:]
+            node.input.extend(kept)
+
     def _passes(self, node: NodeProto) -> bool:
-        """Whether it gives its first input on: an Identity, a Dropout that is off."""
+        """Whether it gives its first input on: an Identity, a Dropout that is off, a Concat of one."""
         if node.domain:
             return False
-        if node.op_type == "Identity":
+        if node.op_type == "Identity" or (node.op_type == "Concat" and len(node.input) == 1):
             return True
         if node.op_type != "Dropout" or (len(node.output) > 1 and node.output[1]):
             return False

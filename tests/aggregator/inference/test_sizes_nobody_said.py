@@ -1,4 +1,4 @@
-"""Sizes of open dimensions that nobody says: those that an exporter calls a sum are the sum of their terms."""
+"""Sizes of open dimensions that nobody says: what an exporter calls a sum is the sum of its terms."""
 
 from __future__ import annotations
 

@@ -71,6 +71,19 @@ def test_a_text_longer_than_the_positions_of_a_model_is_refused(name):
         bind(model, {"batch": 1, "sequence": 65})
 
 
+def test_what_is_empty_adds_nothing_to_what_is_joined():
+    """Of heads that are turned by their places as a whole, files of Phi-3 join an empty rest."""
+    nodes = [
+        node("Relu", "x", "turned"),
+        node("Slice", "x end most last", "rest"),
+        node("Concat", "turned rest", "y", axis=-1),
+    ]
+    bounds = {"end": np.array([6]), "most": np.array([1 << 40]), "last": np.array([-1])}
+    bound = bind(model_of(nodes, {"x": (FLOAT, ["batch", 6])}, ["y"], bounds), {"batch": 2})
+    assert [one.op_type for one in bound.nodes] == ["Relu", "Identity"]
+    assert bound.shape("y") == (2, 6)
+
+
 def test_a_size_that_the_graph_has_fixed_is_not_open_though_the_file_says_so():
     nodes = [node("Relu", "x", "z"), node("Reshape", "z one", "y")]
     model = model_of(nodes, {"x": (FLOAT, ["batch", 6])}, ["y"], {"one": np.array([1, 2, 3])})
