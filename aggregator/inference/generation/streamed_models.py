@@ -48,6 +48,13 @@ PLATFORM = "edge_attention_generate"
 DEFAULT_TOKENS = 128
 _NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty")
 _WHOLE = ("max_tokens", "top_k", "seed")
+_KINDS = {
+    **dict.fromkeys(_WHOLE, "a whole number"),
+    **dict.fromkeys(_NUMBERS, "a number"),
+    "stop": "a text",
+    "speculate": "true or false",
+}
+"""What a parameter must be that is passed on."""
 _OWN = ("timeout", "priority")
 """Parameters that the data plane has read."""
 
@@ -173,9 +180,10 @@ def _generation(decoder: str, request: CheckedRequest, arrays: bool) -> Generati
             settings[name] = (value,)
         elif name == "decoder_input_ids" and isinstance(value, str) and arrays:
             begins = _ids(value)
+        elif name in _KINDS:
+            raise InvalidArgument(f"parameter '{name}' is {str(value)[:80]!r}; it must be {_KINDS[name]}")
         elif name not in _OWN:
-            known = ", ".join((*_WHOLE, *_NUMBERS, "stop", "speculate"))
-            raise InvalidArgument(f"parameter '{name[:80]}' is none of {known}, or of another type than its")
+            raise InvalidArgument(f"parameter '{name[:80]}' is none of {', '.join((*_KINDS, *_OWN))}")
     settings["priority"] = request.priority
     if arrays:
         return GenerationRequest(decoder, begins, **settings, inputs=request.feeds)

@@ -79,6 +79,23 @@ def test_the_priority_is_the_sessions_and_the_last_answer_is_labelled(tmp_path):
     assert [session.priority for session in sessions.opened] == [2, 0]
 
 
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"max_tokens": "4"}, "parameter 'max_tokens' is '4'; it must be a whole number"),
+        ({"top_k": True}, "parameter 'top_k' is 'True'; it must be a whole number"),
+        ({"temperature": "hot"}, "parameter 'temperature' is 'hot'; it must be a number"),
+        ({"speculate": 1}, "parameter 'speculate' is '1'; it must be true or false"),
+        ({"stop": 1}, "parameter 'stop' is '1'; it must be a text"),
+        ({"nonsense": 1}, "parameter 'nonsense' is none of max_tokens,.* priority"),
+    ],
+)
+def test_a_parameter_that_is_wrong_is_named_with_what_it_must_be(parameters, said, tmp_path):
+    made, *_ = parts(tmp_path, text=True)
+    with pytest.raises(InvalidArgument, match=said):
+        asyncio.run(answers(made, text_of(PROMPT), **parameters))
+
+
 def test_a_stream_that_nobody_reads_ends_and_gives_back_what_it_held(tmp_path, monkeypatch):
     monkeypatch.setattr(streaming, "UNREAD_SECONDS", 0.05)
     monkeypatch.setattr(streaming, "AT_ONCE", 2)
