@@ -413,7 +413,7 @@ def test_runs_planned_going_on_kept_and_watched():
         await planning
         b.nothing_held("runs-kept")
         again = Budgets()
-        Runs(house.runs._services, again)
+        Runs(house.runs._services, again).recall()  # as a restart does before anything else
         assert again[bounds.RUNS_KEPT].of("user/me") == 2
 
     with House() as house:
