@@ -15,7 +15,7 @@ from edge_attention.core.categories import number_of, same_for_all
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages.table import ColumnSpec, MissingRule, TableSpec
 from edge_attention.core.tensors import Array
-from edge_attention.tables.column import TableColumn
+from edge_attention.tables.column import NO_VALUES, TableColumn
 from edge_attention.tables.fit import fit, rule_of
 from edge_attention.tables.table import Table
 
@@ -35,6 +35,7 @@ def arrays_of(
         InvalidArgument: a column is not there, or is not what it is read as: which, and in which line.
     """
     found = {}
+    table = _with_empty(table, {column for columns in inputs.values() for column in columns}, spec)
     for name, columns in inputs.items():
         if strange := [column for column in columns if column == "*" or ":" in column]:
             raise InvalidArgument(
@@ -50,6 +51,19 @@ def arrays_of(
             parts = [np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)]
         found[name] = parts[0]
     return found
+
+
+def _with_empty(table: Table, names: set[str], spec: TableSpec) -> Table:
+    """The table with those of the columns that were set aside as no row has a value: of few rows, or of one,
+    that is no wonder, and the job says what stands for a missing value."""
+    rows = next(map(len, table.columns.values()), 0)
+    empty = {}
+    for name in sorted(names):
+        if table.set_aside.get(name) == NO_VALUES and rows:
+            words = bool(spec.columns.get(name, ColumnSpec()).categories)
+            values = np.full(rows, -1, np.int32) if words else np.zeros(rows, np.int8)
+            empty[name] = TableColumn(values, np.ones(rows, np.bool_), () if words else None)
+    return replace(table, columns={**table.columns, **empty}) if empty else table
 
 
 def _column(table: Table, name: str, spec: TableSpec, what: str) -> Array:

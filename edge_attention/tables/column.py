@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from edge_attention.core.tensors import Array
 
-__all__ = ["TableColumn"]
+__all__ = ["NO_VALUES", "TableColumn"]
+
+NO_VALUES = "has no values"
+"""Why a column is set aside in which every row lacks one: whether of numbers or words nothing says."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)

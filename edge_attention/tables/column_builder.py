@@ -7,7 +7,7 @@ from enum import Enum, auto
 
 import numpy as np
 
-from edge_attention.tables.column import TableColumn
+from edge_attention.tables.column import NO_VALUES, TableColumn
 from edge_attention.tables.numbers import NotNumbers, numbers
 from edge_attention.tables.pieces import NotFiniteRow, NumberPieces, TooManyWords, WordPieces
 from edge_attention.tables.spellings import DATE, NUMBER_LIKE
@@ -121,7 +121,7 @@ class ColumnBuilder:
         """The column; None: it is set aside, `reason` says why. Nothing may be added after it."""
         words = () if self._words is None else self._words.words
         if self.kind is ColumnKind.EMPTY or (self.kind is ColumnKind.WORDS and not words):
-            self._forget(ColumnKind.ASIDE, "has no values")
+            self._forget(ColumnKind.ASIDE, NO_VALUES)
         elif self.kind is ColumnKind.WORDS and all(map(_like_a_number, words)):
             self._forget(ColumnKind.ASIDE, "is like numbers, but not written as numbers are here")
             self.of_odd = True

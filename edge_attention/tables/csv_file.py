@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_attention.core.errors import InvalidArgument
-from edge_attention.tables.column import TableColumn
+from edge_attention.tables.column import NO_VALUES, TableColumn
 from edge_attention.tables.column_builder import ColumnBuilder, ColumnKind
 from edge_attention.tables.csv_rows import CsvRows, counted
 from edge_attention.tables.dialect import CsvDialect, find_dialect
@@ -163,7 +163,7 @@ class _Reading:
                 columns[name] = column
                 if column.words is not None:
                     words[name] = builder.odd
-            elif not (dialect.header and name == f"column_{i + 1}" and builder.reason == "has no values"):
+            elif not (dialect.header and name == f"column_{i + 1}" and builder.reason == NO_VALUES):
                 aside[name] = builder.reason
                 if builder.odd > 0 or (builder.odd == 0 and builder.of_odd):
                     first = "" if builder.of_odd else "the first that is no number is in "

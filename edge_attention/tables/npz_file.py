@@ -11,7 +11,7 @@ import numpy as np
 
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.tensors import Array
-from edge_attention.tables.column import TableColumn
+from edge_attention.tables.column import NO_VALUES, TableColumn
 from edge_attention.tables.id_column import find_id_column
 from edge_attention.tables.ids import IdsBuilder, MissingId
 from edge_attention.tables.options import TableOptions
@@ -136,7 +136,7 @@ def _column(array: Array, name: str, path: Path) -> TableColumn | str:
         return f"has a number that is infinite (row {int(np.argwhere(infinite)[0][0])})"
     missing = np.logical_not(finite.reshape(len(array), -1).all(axis=1))
     if missing.all():
-        return "has no values"
+        return NO_VALUES
     array = array.copy()
     array[missing] = 0
     return TableColumn(array, missing)
@@ -147,4 +147,4 @@ def _words(array: Array) -> TableColumn | str:
     for at in range(0, len(array), 4096):
         cells = array[at : at + 4096].tolist()
         pieces.add([cell.decode() if isinstance(cell, bytes) else cell for cell in cells])
-    return pieces.finish() if pieces.words else "has no values"
+    return pieces.finish() if pieces.words else NO_VALUES

@@ -9,7 +9,7 @@ import numpy as np
 
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.tensors import Array
-from edge_attention.tables.column import TableColumn
+from edge_attention.tables.column import NO_VALUES, TableColumn
 from edge_attention.tables.id_column import find_id_column
 from edge_attention.tables.ids import IdsBuilder, MissingId
 from edge_attention.tables.options import TableOptions
@@ -248,9 +248,9 @@ class _ParquetColumn:
     def finish(self) -> TableColumn | None:
         """The column; None: it is set aside, and `reason` says why."""
         if not self.reason and self.kind == "words" and not self._words.words:
-            self.reason = "has no values"
+            self.reason = NO_VALUES
         if not self.reason and self.kind == "numbers" and not self._there:
-            self.reason = "has no values"
+            self.reason = NO_VALUES
         if self.reason:
             return None
         return self._words.finish() if self.kind == "words" else self._numbers.finish()
@@ -279,7 +279,7 @@ def _kind(kind: Any, arrow: Any) -> tuple[str, str]:
     ):
         return "numbers", ""
     if types.is_null(inner):
-        return "numbers", "has no values"
+        return "numbers", NO_VALUES
     if types.is_temporal(inner):
         return "numbers", f"dates and times ({inner})"
     return "numbers", f"is {kind}, no column of numbers or words"

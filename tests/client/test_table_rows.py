@@ -148,6 +148,23 @@ def test_in_what_a_file_reads_rows_otherwise_than_a_run(folder, was, now, said):
     assert differences(kept(folder / "here.toml"), kept(folder / "run.toml")) == said
 
 
+@pytest.mark.parametrize(
+    ("row", "found"), [("40,", [40, 1, 0]), ("NA,male", [7, 0, 1]), ("NA,NA", [7, 1, 0])]
+)
+def test_of_a_row_alone_what_it_lacks_is_what_the_job_says(folder, row, found):
+    """A column without any value is set aside where a table is read, as nothing says what it holds."""
+    (folder / "run.toml").write_text(CATEGORIES.replace("rounds = 1", "rounds = 1\nmissing_values = 7"))
+    (folder / "one.csv").write_text(f"name,age,sex\nx,{row}\n")
+    assert RowFiles(("one.csv",), kept(folder / "run.toml")).arrays(("x",))["x"].tolist() == [found]
+
+
+def test_a_row_alone_that_lacks_what_the_job_has_nothing_for_is_named(folder):
+    (folder / "run.toml").write_text(CATEGORIES)
+    (folder / "one.csv").write_text("name,age,sex\nx,NA,male\n")
+    with pytest.raises(InvalidArgument, match=r"column 'age' .*line 2"):
+        RowFiles(("one.csv",), kept(folder / "run.toml")).arrays(("x",))
+
+
 def test_a_file_of_a_job_of_other_nodes(folder):
     (folder / "other.toml").write_text(FUSION.replace('node = "b"', 'node = "c"'))
     assert differences(kept(folder / "other.toml"), kept(folder / "fusion.toml")) == [
