@@ -121,6 +121,8 @@ class _Binding:
         self._nodes: list[NodeProto] = []
         self._why: dict[str, str] = {}
         self._pieces: dict[str, tuple[str, Extent]] = {}
+        self._rows: dict[str, NodeProto] = {}
+        """By what they make: nodes by which an older softmax is written."""
         self._count = 0
 
     def bound(self) -> BoundGraph:
@@ -166,6 +168,8 @@ class _Binding:
             return ()
         if node.op_type == "Concat" and not node.domain:
             self._leave_out_empty(node)
+        if node.op_type == "Reshape" and not node.domain:
+            node = self._plain_softmax(node)
         if self._passes(node):
             if node.output[0] not in self._outputs:
                 self._alias[node.output[0]] = node.input[0]
@@ -189,6 +193,8 @@ class _Binding:
             return ()
         self._infer(node)
         self._nodes.append(node)
+        if node.op_type in ("Flatten", "Softmax") and not node.domain:
+            self._rows[node.output[0]] = node
         return ()
 
     def _follow(self, node: NodeProto, instead: Sequence[NodeProto]) -> None:
@@ -206,6 +212,22 @@ class _Binding:
                 self._known.types[name] = self._known.types[made]
             if name and self._known.form(name) is None:
                 self._why[name] = self._reason(node)
+
+    def _plain_softmax(self, node: NodeProto) -> NodeProto:
+        """A Softmax over the last axis, in place of a Reshape of one over rows that were flattened for it: so
+        onnx's converter writes one of before opset 13 where it does not know its axis to be the last."""
+        soft = self._rows.get(node.input[0])
+        flat = self._rows.get(soft.input[0]) if soft is not None and soft.op_type == "Softmax" else None
+        if soft is None or flat is None or flat.op_type != "Flatten":
+            return node
+        form, said = self._known.form(flat.input[0]), self._known.value(node.input[1])
+        if form is None or said is None or tuple(int(size) for size in said.reshape(-1)) != form.shape:
+            return node
+        last = len(form.shape) - 1
+        axes = [next((a.i for a in one.attribute if a.name == "axis"), 1) for one in (flat, soft)]
+        if axes[0] not in (-1, last) or axes[1] not in (-1, 1):
+            return node
+        return helper.make_node("Softmax", flat.input[:1], node.output[:1], name=node.name, axis=-1)
 
     def _leave_out_empty(self, node: NodeProto) -> None:
         """Leave out what adds nothing to a Concat: what of a head is not turned by its place, where all is; a

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_attention.core.errors import InvalidGraph
+from edge_attention.graphs.axes.bind import bind
 from edge_attention.graphs.axes.model_reading import open_model
 from edge_attention.graphs.axes.whole import whole_graph
 from tests.graphs.axes.test_odd_models import attention, check
@@ -113,3 +114,25 @@ def test_what_cannot_be_raised_is_refused_with_what_to_do(tmp_path: Path) -> Non
     saved(path, [helper.make_node("MatMul", ["x", "table"], ["y"])], ["n", 2], 6)
     with pytest.raises(InvalidGraph, match="opset 6 is not supported; export with opset 7 to 26"):
         open_model(path)
+
+
+def test_an_old_softmax_over_the_last_axis_is_a_plain_one(tmp_path: Path) -> None:
+    """Of values whose rank onnx's converter does not know; else parts of keys would not be merged."""
+    path = tmp_path / "m.onnx"
+    nodes = [
+        helper.make_node("MatMul", ["x", "table"], ["z"]),
+        helper.make_node("Shape", ["z"], ["sizes"]),
+        helper.make_node("Cast", ["sizes"], ["cast"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["cast"], ["again"], to=TensorProto.INT64),
+        helper.make_node("NonZero", ["again"], ["there"]),
+        helper.make_node("Squeeze", ["there"], ["places"], axes=[0]),
+        helper.make_node("Gather", ["sizes", "places"], ["shape"]),
+        helper.make_node("Reshape", ["z", "shape"], ["w"]),
+        helper.make_node("Softmax", ["w"], ["y"], axis=2),
+    ]
+    saved(path, nodes, ["n", 3, 2], 11)
+    model = open_model(path)
+    assert "Flatten" in [node.op_type for node in model.model.graph.node]
+    bound = bind(model.model, {"n": 4}, model.read)
+    assert [node.op_type for node in bound.nodes if node.op_type in ("Flatten", "Softmax")] == ["Softmax"]
+    assert bound.shape("y") == (4, 3, 256)
