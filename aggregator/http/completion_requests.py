@@ -6,6 +6,7 @@ probabilities, tools, penalties. What only concerns OpenAI's own service is take
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,10 +139,11 @@ def _fields(said: Any, own: set[str]) -> Mapping[str, Any]:
     for name, value in fields.items():
         if name in ONLY:
             good = ONLY[name]
+            # 0.0 is 0, and neither is false: `logprobs: 0` asks for some.
             if not any(type(value) is type(one) and value == one for one in good) and not (
-                value == 0 and type(value) in (int, float) and 0 in good
+                value == 0 and type(value) is float and any(type(one) is int and one == 0 for one in good)
             ):
-                offered = " or ".join(map(repr, good)) or "null"
+                offered = " or ".join(map(json.dumps, good)) or "null"
                 raise WrongParameter(f"{name} is not served here with other values than {offered}", name)
         elif name not in ASIDE and name not in SAMPLING and name not in own and name != "model":
             raise WrongParameter(f"Unrecognized request argument supplied: {name[:80]}", name[:80])

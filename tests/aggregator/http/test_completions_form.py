@@ -33,7 +33,12 @@ def test_what_is_not_said_is_as_openai_has_it():
     assert not complete().stream
     assert chat().messages == (ChatMessage("user", "hello"),)
     assert chat(max_tokens=3, max_completion_tokens=5).generation.max_tokens == 5
-    assert complete(n=1, best_of=1, echo=False, logprobs=None, presence_penalty=0.0, user="u").stream is False
+    assert (
+        complete(
+            n=1, best_of=1, echo=False, logprobs=None, presence_penalty=0.0, frequency_penalty=0, user="u"
+        ).stream
+        is False
+    )
 
 
 def test_what_is_said_is_taken():
@@ -68,6 +73,8 @@ def test_what_is_said_is_taken():
         ({"echo": True}, "echo"),
         ({"logprobs": 1}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
+        ({"logprobs": 0}, "logprobs"),
+        ({"echo": 0}, "echo"),
         ({"presence_penalty": 0.5}, "presence_penalty"),
         ({"logit_bias": {"1": 5}}, "logit_bias"),
         ({"tools": [{}]}, "tools"),
@@ -89,6 +96,13 @@ def test_what_is_not_served_is_refused_by_its_name(more, param):
         complete(**more)
     assert raised.value.param == param
     assert error_body(400, raised.value)["error"]["param"] == param
+
+
+def test_what_is_offered_instead_is_said_as_json_has_it():
+    with pytest.raises(WrongParameter, match=r"other values than false$"):
+        complete(echo=True)
+    with pytest.raises(WrongParameter, match=r'other values than "none" or "auto"$'):
+        chat(tool_choice="required")
 
 
 @pytest.mark.parametrize(
