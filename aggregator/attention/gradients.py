@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from bisect import bisect_right
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +24,7 @@ from aggregator.engine.returned import Returned
 from aggregator.engine.trip import Errand, Trips, Wanted
 from edge_attention.core.errors import (
     EmptyContext,
+    FailedPrecondition,
     InvalidArgument,
     MessageTooLarge,
     PermissionDenied,
@@ -35,6 +38,7 @@ from edge_attention.core.messages.attention import (
     AttendRequest,
 )
 from edge_attention.core.messages.program import Return, Run, Stored
+from edge_attention.core.positions import joined
 from edge_attention.core.tensors import Float32, require
 from edge_attention.core.visibility import SegmentView, Visibility, of_segment, visible
 from edge_attention.graphs.attention import library
@@ -226,9 +230,32 @@ def _checked(context: StoredContext, request: AttendGradientsRequest) -> tuple[r
             f"have {scores:,} scores; gradients are of {GRADIENT_SCORES:,} at most: ask for fewer queries or "
             "tokens at a time"
         )
+    _require_there(context, request.coverage)
     seen = visible(tokens, positions, causal=request.causal, window=request.window)
     stop = np.minimum(seen.stop, span.stop)
     return span, scale, Visibility(np.minimum(np.maximum(seen.start, span.start), stop), stop)
+
+
+def _require_there(context: StoredContext, coverage: Sequence[range]) -> None:
+    """Refuse gradients of an attend that stood on tokens which are no more.
+
+    Raises FailedPrecondition: it says which.
+    """
+    if not coverage:
+        return
+    there = joined([segment.positions for segment in context.segments])
+    stops = [part.stop for part in there]
+    for part in coverage:
+        at = bisect_right(stops, part.start)  # the first stretch that ends behind where it begins
+        start = part.start
+        if at < len(there) and there[at].start <= start:
+            start, at = stops[at], at + 1
+        gone = range(start, min(there[at].start if at < len(there) else part.stop, part.stop))
+        if gone:
+            raise FailedPrecondition(
+                f"tokens {gone.start:,} to {gone.stop:,} of context {context.spec.name!r}, on which the "
+                "attend stood, have been trimmed since: attend again"
+            )
 
 
 def _parts(context: StoredContext, view: Visibility) -> list[tuple[StoredSegment, range, SegmentView]]:

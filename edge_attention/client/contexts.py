@@ -345,6 +345,7 @@ class AsyncContext:
         deadline: float | None = None,
         until: int | None = None,
         tokens: bool = True,
+        coverage: Sequence[range] = (),
     ) -> Gradients:
         """The gradients of a loss by what was attended: the way back through `attend`.
 
@@ -355,8 +356,12 @@ class AsyncContext:
             causal, positions, window, scale, until: as of the attend; with a mask the positions too.
             deadline: seconds for all of it; None: the client's timeout.
             tokens: whether the gradients by keys and values are wanted, too, by position from 0 on.
+            coverage: of the answer: tokens that came later are left out then, and where one of those that it
+                stands on has been trimmed since, there are no gradients. Without it who asks has to know that
+                the context is what it was.
 
         Raises:
+            FailedPrecondition: tokens of `coverage` have been trimmed since: attend again.
             Unavailable: a node that holds tokens is away: gradients are whole or none.
             PrivateTensor: a node has computed tokens from its own data: their gradients stay there; ask
                 with `tokens=False`.
@@ -381,12 +386,15 @@ class AsyncContext:
             if whole is not None:
                 require_whole(whole, what, low, MAX_POSITION)
         causal, tokens = values_of.switch(causal, "causal"), values_of.switch(tokens, "tokens")
+        if not isinstance(coverage, Sequence) or not all(isinstance(part, range) for part in coverage):
+            raise InvalidArgument("coverage is an answer's: ranges of positions")
         seconds = self._connection.timeout if deadline is None else deadline
         began = time.monotonic()
         there = await self.describe(timeout=deadline)
         stored = there.tokens
         if not stored:
             raise EmptyContext(f"context {self.name!r} has no tokens yet; append some first")
+        stood = max((part.stop for part in coverage), default=stored)
         request = wire.AttendGradientsRequest(
             self.name,
             queries,
@@ -397,8 +405,9 @@ class AsyncContext:
             causal,
             window,
             scale,
-            until=stored if until is None else min(until, stored),
+            until=min(stored if until is None else until, stored, stood),
             tokens=tokens,
+            coverage=tuple(coverage),
         )
         left = max(1e-3, seconds - (time.monotonic() - began))
         return await find_gradients(self._connection, spec, request, left, len(there.segments))

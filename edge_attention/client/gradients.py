@@ -84,6 +84,7 @@ async def find_gradients(
                 first=span.start,
                 until=span.stop,
                 tokens=whole.tokens,
+                coverage=whole.coverage,
             )
             return await connection.caller.unary(services.ATTEND_GRADIENTS, request, left + DEADLINE_MARGIN)
 

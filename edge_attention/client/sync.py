@@ -573,6 +573,7 @@ class Context:
         deadline: float | None = None,
         until: int | None = None,
         tokens: bool = True,
+        coverage: Sequence[range] = (),
     ) -> Gradients:
         """The gradients of a loss by what was attended; see AsyncContext.gradients."""
         found = self._context.gradients(
@@ -587,6 +588,7 @@ class Context:
             deadline=deadline,
             until=until,
             tokens=tokens,
+            coverage=coverage,
         )
         return self._client._wait(found)
 

@@ -353,6 +353,7 @@ class _Attend(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
         # A memory may have grown since: what the answer stands on is what its gradients are of.
         stands = max((part.stop for part in answer.coverage), default=answer.tokens)
         ctx.until = answer.tokens if key.numel() else stands
+        ctx.coverage = answer.coverage
         ctx.lease, ctx.seen, ctx.where = lease, seen, where
         ctx.save_for_backward(query, torch.tensor(answer.out), torch.tensor(answer.lse))
         ctx.kinds = [(tensor.dtype, tensor.device) for tensor in (key, value)]
@@ -376,6 +377,7 @@ class _Attend(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
                 deadline=seen.deadline,
                 until=ctx.until,
                 tokens=tokens,
+                coverage=ctx.coverage,
             )
         except NotFound as error:
             raise FailedPrecondition(

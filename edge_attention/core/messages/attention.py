@@ -231,6 +231,7 @@ class AttendGradientsRequest:
     first: int = 0
     until: int | None = None
     tokens: bool = False
+    coverage: tuple[range, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -576,6 +576,7 @@ class AttendGradientsRequest(_message.Message):
     FIRST_FIELD_NUMBER: _builtins.int
     UNTIL_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    COVERAGE_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
     context: _builtins.str
     causal: _builtins.bool
@@ -610,6 +611,10 @@ class AttendGradientsRequest(_message.Message):
     def positions(self) -> _tensor_pb2.Tensor:
         """As the attend's."""
 
+    @_builtins.property
+    def coverage(self) -> _containers.RepeatedCompositeFieldContainer[_tensor_pb2.Range]:
+        """The attend's: what of it has been trimmed since is refused. Empty: it is not known."""
+
     def __init__(
         self,
         *,
@@ -626,11 +631,12 @@ class AttendGradientsRequest(_message.Message):
         first: _builtins.int = ...,
         until: _builtins.int | None = ...,
         tokens: _builtins.bool = ...,
+        coverage: _abc.Iterable[_tensor_pb2.Range] | None = ...,
         checksum: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_deadline_seconds", b"_deadline_seconds", "_scale", b"_scale", "_until", b"_until", "_window", b"_window", "checksum", b"checksum", "deadline_seconds", b"deadline_seconds", "delta", b"delta", "dout", b"dout", "lse", b"lse", "positions", b"positions", "queries", b"queries", "scale", b"scale", "until", b"until", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_deadline_seconds", b"_deadline_seconds", "_scale", b"_scale", "_until", b"_until", "_window", b"_window", "causal", b"causal", "checksum", b"checksum", "context", b"context", "deadline_seconds", b"deadline_seconds", "delta", b"delta", "dout", b"dout", "first", b"first", "lse", b"lse", "positions", b"positions", "queries", b"queries", "scale", b"scale", "tokens", b"tokens", "until", b"until", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_deadline_seconds", b"_deadline_seconds", "_scale", b"_scale", "_until", b"_until", "_window", b"_window", "causal", b"causal", "checksum", b"checksum", "context", b"context", "coverage", b"coverage", "deadline_seconds", b"deadline_seconds", "delta", b"delta", "dout", b"dout", "first", b"first", "lse", b"lse", "positions", b"positions", "queries", b"queries", "scale", b"scale", "tokens", b"tokens", "until", b"until", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
     _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015

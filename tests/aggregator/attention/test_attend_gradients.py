@@ -12,9 +12,12 @@ import reference
 from house import House
 
 from aggregator.attention.gradients import AttendGradients
+from aggregator.attention.upkeep import Upkeep
 from aggregator.bounds.turns import Turns
 from edge_attention.core.errors import (
     DeadlineExceeded,
+    EmptyContext,
+    FailedPrecondition,
     InvalidArgument,
     InvalidTensor,
     MessageTooLarge,
@@ -234,3 +237,38 @@ def test_large_ones_are_planned_in_turn(monkeypatch):
     with House() as house:
         found = asyncio.run(scenario(house))
     np.testing.assert_allclose(found.dqueries, truth(seen())[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("trimmed", "said"),
+    [
+        (range(100, 200), "tokens 100 to 200"),
+        (range(400), "tokens 0 to 400"),
+        (range(1400, 1500), "tokens 1,400 to 1,500"),
+        (range(750), "tokens 0 to 750"),
+        (range(1500), "has no tokens"),
+    ],
+)
+def test_gradients_of_an_attend_whose_tokens_were_trimmed_since_are_refused(trimmed, said):
+    async def scenario(house):
+        _, gradients = await filled(house)
+        answer = await house.attender.attend(AttendRequest("c", QUERIES))
+        await Upkeep(house.contexts, house.membership, house.trips).trim("c", trimmed)
+        asked = request(answer.out.array, answer.lse, coverage=answer.coverage)
+        with pytest.raises((FailedPrecondition, EmptyContext), match=said):
+            await gradients.find(asked)
+        if len(trimmed) == 1500:
+            return
+        # Of one that came after, whose tokens lie in several stretches, they are all there.
+        answer = await house.attender.attend(AttendRequest("c", QUERIES))
+        found = await gradients.find(
+            request(answer.out.array, answer.lse, coverage=answer.coverage, tokens=True)
+        )
+        here = np.isin(np.arange(1500), list(trimmed), invert=True)
+        dq, dkeys, dvalues, _, _ = truth(np.broadcast_to(here, (5, 1500)))
+        np.testing.assert_allclose(found.dqueries, dq, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found.dkeys, dkeys[: len(found.dkeys)], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found.dvalues, dvalues[: len(found.dvalues)], rtol=1e-5, atol=1e-5)
+
+    with House() as house:
+        asyncio.run(scenario(house))
