@@ -21,8 +21,8 @@ from edge_attention.core.messages.training import GetParametersRequest, RunState
 SPEC = ContextSpec("c", 4, 2, 8, 6)
 BLOCKING = (
     "put_context", "delete_context", "put_segment", "put_append", "get_append", "add_version", "add_record",
-    "record", "records", "replace_record", "put_run", "get_run", "list_runs", "set_run_status", "put_blob",
-    "get_blob", "blob_path", "take_numbers",
+    "record", "records", "replace_record", "put_run", "get_run", "run_ids", "each_run",
+    "latest_version", "set_run_status", "put_blob", "get_blob", "blob_path", "take_numbers",
 )  # fmt: skip
 
 
