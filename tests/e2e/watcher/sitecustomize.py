@@ -35,7 +35,6 @@ def _start(folder):
     import signal
     import threading
     import time
-    import traceback
 
     path = os.path.join(folder, str(os.getpid()))
     open(path, "a").close()
@@ -91,6 +90,7 @@ def _start(folder):
             self.beside = []  # what the kernel says this thread waits in, and where other threads are
             self.stopped = 0
             self.trace = open(path + ".trace", "w+") if TRACE else None  # noqa: SIM115
+            self.dump = os.memfd_create("stacks")
             self.own = os.open(f"/proc/self/task/{self.tid}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
             self.collecting, self.collected = 0, 0
             gc.callbacks.append(self.garbage)
@@ -119,6 +119,22 @@ def _start(folder):
             except OSError as error:
                 return str(error)
 
+        def frames(self):
+            """Thread -> its stack, the innermost last. Written at once, with the interpreter held: frames
+            of threads that run on meanwhile would be walked into what is no more, which has ended daemons."""
+            os.ftruncate(self.dump, 0)
+            os.lseek(self.dump, 0, os.SEEK_SET)
+            faulthandler.dump_traceback(self.dump)
+            found = {}
+            for line in os.pread(self.dump, 1 << 20, 0).decode(errors="replace").splitlines():
+                if "hread 0x" in line:
+                    lines = found.setdefault(int(line.split("hread ")[1].split()[0], 16), [])
+                elif found and line.startswith('  File "'):
+                    file, _, rest = line.removeprefix('  File "').rpartition('", line ')
+                    number, _, name = rest.partition(" in ")
+                    lines.insert(0, f"{file}:{number} {name}")
+            return found
+
         def others(self):
             found = {}
             for tid in os.listdir("/proc/self/task"):
@@ -143,15 +159,10 @@ def _start(folder):
                     if described != began:
                         described, self.stacks, self.beside = began, [], []
                     if len(self.stacks) < 2:
-                        frames = sys._current_frames()
-                        mine = traceback.extract_stack(frames.pop(self.ident))
-                        lines = [f for f in mine if "importlib" not in f.filename][-STACK:]
-                        innermost = [traceback.extract_stack(other)[-1] for other in frames.values()]
-                        self.stacks.append([f"{f.filename}:{f.lineno} {f.name}" for f in lines])
-                        self.beside = [
-                            self.waits_in(),
-                            *(f"{f.filename}:{f.lineno} {f.name}" for f in innermost),
-                        ]
+                        frames = self.frames()
+                        mine = frames.pop(self.ident, [])
+                        self.stacks.append([f for f in mine if "importlib" not in f][-STACK:])
+                        self.beside = [self.waits_in(), *(other[-1] for other in frames.values() if other)]
                 elif seen != self.steps:
                     # Counts for steps that begin from now on: nothing of them is in it.
                     seen, self.before = self.steps, (self.others(), stolen())
