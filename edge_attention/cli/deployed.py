@@ -65,7 +65,11 @@ Examples:
     "--name", required=True, help="What it is called. A model of that name serves until this one does."
 )
 @click.option("--plan", default="auto", help="A word or a file, as below.")
-@click.option("--nodes", metavar="A,B,...", help="Nodes that may hold parts; by default all that are here.")
+@click.option(
+    "--nodes",
+    metavar="A,B,...",
+    help="Nodes that parts are planned for; by default all that are here. One that goes is replaced by any.",
+)
 @click.option(
     "--replicas",
     type=click.IntRange(1, 64),

@@ -317,7 +317,8 @@ class AsyncClient:
             model: the path of an ONNX file, whose files of weights lie beside it, or its bytes.
             plan: auto, tokens, heads, layers, batch or replicate; of tokens also how they cross an attention
                 (tokens:gather, tokens:switch, tokens:merge); or the path, or the bytes, of a plan's file.
-            nodes: that may hold parts; none: all that are there.
+            nodes: that parts are planned for; none: all that are there. Where one has gone, any other that
+                has room is given its part.
             replicas: nodes that hold each part; None: one, of a model that is not cut all.
             dimensions: sizes of the model's open dimensions, by name, of the requests it is made for.
             halves: activations pass in float16, so that the answer has the error of their rounding.
