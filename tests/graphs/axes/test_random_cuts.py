@@ -104,10 +104,20 @@ def check(recipe: TransformerRecipe, plan: CutPlan) -> None:
         error = float(np.abs(ours.astype(np.float64) - wanted).max()) / largest
         if not recipe.quantised:
             assert error <= 1e-5, f"{name}: {error:.3g} off"
-        elif not merged and not alone(axes, plan):
+        elif not merged and not alone(axes, plan) and not (recipe.norm == "parts" and moved(axes, plan)):
             assert ours.tobytes() == wanted.tobytes(), f"{name}: int8, and {error:.3g} off"
         else:
             assert error <= STEPS, f"{name}: {error:.3g} off"
+
+
+def moved(axes: Axes, plan: CutPlan) -> bool:
+    """Whether rows of a part begin elsewhere in memory than in the whole, by another number of 64 bytes.
+
+    ONNX Runtime's means add a row up by vectors that begin at such places: of a row whose length is no
+    multiple of them the last bit depends on where it lies. Models have hidden sizes that are.
+    """
+    rows = any(len(stage.parts) > 1 and stage.cut in (Cut.TOKENS, Cut.BATCH) for stage in plan.stages)
+    return rows and any(axes.size(name) % 16 for name in axes.named if name.startswith("hidden"))
 
 
 def alone(axes: Axes, plan: CutPlan) -> bool:
@@ -142,6 +152,12 @@ def test_int8_is_the_whole_bit_for_bit(recipe: TransformerRecipe, data: st.DataO
     _, axes = analysed(recipe)
     plan = data.draw(plans(layers_in(axes), sizes_in(axes), cuts_of(axes)))
     check(recipe, plan)
+
+
+def test_means_of_rows_that_lie_elsewhere_are_within_a_step() -> None:
+    """Found at random: a part of two tokens of six numbers, whose norm is written out, was a bit off."""
+    recipe = TransformerRecipe(key_heads=1, dim=6, norm="parts", quantised=True)
+    check(recipe, CutPlan((Stage(range(2), (0, 1), Cut.TOKENS, Crossing.GATHER),)))
 
 
 def test_int8_beside_attention_written_out_is_the_whole_bit_for_bit() -> None:
