@@ -33,6 +33,10 @@ MAX_OPSET = 26
 Length = tuple[tuple[int, ...], int | None]
 """A dimension whose size follows from inputs: the axes that it is made of, and by which of them it is cut."""
 
+_NORMS = frozenset(
+    {"LayerNormalization", "Pow", "RMSNormalization", "ReduceMean", "SimplifiedLayerNormalization"}
+)
+
 
 class Emission:
     def __init__(
@@ -48,6 +52,10 @@ class Emission:
         self.literals, self.derived, self.dims = literals, derived, dims
         self.needs = find_needs(partition, dims)
         self.shared_tables = shared_tables(bound)
+        self.normed = frozenset(
+            node.input[0] for node in bound.nodes if node.op_type in _NORMS and not node.domain and node.input
+        )
+        """Values that norms are of, or what looks like the beginning of one that is written out."""
         self.fixed_axes = _axes_in(dims, bound.weights) | (
             _axes_in(dims, bound.derived)
             - _axes_in(dims, {*bound.inputs, *(name for node in bound.nodes for name in node.output)})

@@ -291,7 +291,8 @@ class SegmentGraph:
             self._shared(operation)
 
     def _is_residual(self, operation: Operation, node: NodeProto) -> bool:
-        """Whether it adds two float32 that were computed, of one shape: a Sum does the same, to the bit.
+        """Whether it adds two float32 that were computed, of one shape, for a norm: a Sum does the same, to
+        the bit.
 
         ONNX Runtime fuses an addition with the norm behind it where it knows shapes, and then rounds
         otherwise than for the whole file, whose lengths are open; on CPUs that takes many times as long, too.
@@ -300,7 +301,7 @@ class SegmentGraph:
         if node.op_type != "Add" or node.domain or len(others) != 1 or first is None or others[0] is None:
             return False
         pair = (first, others[0])
-        return (
+        return operation.node.output[0] in self.all.normed and (
             not any(form.fixed or form.tensor not in self.all.specs for form in pair)
             and all(self.all.specs[form.tensor].dtype == "float32" for form in pair)
             and self.all.shape(first, self.part) == self.all.shape(others[0], self.part)

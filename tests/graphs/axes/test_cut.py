@@ -191,6 +191,23 @@ def test_one_part_is_one_segment(tmp_path: Path) -> None:
     assert all(b.collective is Collective.GATHER for b in schedule.boundaries.values())
 
 
+def test_additions_for_norms_are_not_fused_with_them_and_others_stay_as_they_are(tmp_path: Path) -> None:
+    """SkipLayerNormalization is slow and rounds otherwise; a GELU by tanh is found by its addition."""
+    recipe = TransformerRecipe(layers=2, activation="tanh", placement="post")
+    model = opened(transformer(recipe), tmp_path)
+    axes = analyse(model, sizes_of(recipe))
+    layers = range(len(narrow_places(axes)) + 1)
+    emitted = cut(axes, CutPlan((Stage(layers, (0,)),)))
+    (graph,) = (onnx.load_from_string(data).graph for data in emitted.graphs.values())
+    norms = [node.input[0] for node in graph.node if node.op_type == "LayerNormalization"]
+    makers = {name: node.op_type for node in graph.node for name in node.output}
+    assert [makers[name] for name in norms] == ["Gather", *["Sum"] * 4]
+    tanh = [node.input[0] for node in graph.node if node.op_type == "Tanh"]
+    before = {name: list(node.input) for node in graph.node for name in node.output}
+    assert [makers[before[name][0]] for name in tanh] == ["Add"] * 2
+    assert sum(node.op_type == "Sum" for node in graph.node) == 4
+
+
 def test_plans_of_other_models_are_refused(tmp_path: Path) -> None:
     model = opened(transformer(PLAIN), tmp_path)
     axes = analyse(model, sizes_of(PLAIN))
