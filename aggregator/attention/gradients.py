@@ -13,12 +13,14 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from aggregator.attention.attend_plan import QUERIES, deadline_of, is_large, require_attend
 from aggregator.attention.contexts import Contexts, StoredContext, StoredSegment
+from aggregator.bounds.bounds import CONTEXT_STRETCHES
 from aggregator.bounds.turns import Turns
 from aggregator.engine.returned import Returned
 from aggregator.engine.trip import Errand, Trips, Wanted
@@ -46,6 +48,8 @@ from edge_attention.wire.codec import MESSAGE_LIMIT
 
 LSE, DOUT, DELTA = "task/lse", "task/dout", "task/delta"
 _FLOAT32 = np.dtype(np.float32)
+_FEW_STRETCHES = 1024
+"""Ranges of positions that are held against each other on the event loop; more are on a thread."""
 _ROOM = 64 * 1024
 """Bytes of an answer that are not its arrays, at most."""
 
@@ -74,6 +78,17 @@ class AttendGradients:
         context = replace(context, segments=list(context.segments))  # as it is now
         deadline = min(deadline_of(_as_attend(request)), seconds)
         span, scale, view = _checked(context, request)
+        if request.coverage:
+            if len(request.coverage) > CONTEXT_STRETCHES:
+                raise InvalidArgument(
+                    f"coverage has {len(request.coverage):,} ranges; the most is {CONTEXT_STRETCHES:,}"
+                )
+            few = len(request.coverage) + context.stretches <= _FEW_STRETCHES
+            there = partial(_require_there, context, request.coverage)
+            if few:
+                there()
+            else:
+                await asyncio.to_thread(there)
         if _large(context, request):
             async with self._turns.plans.turn(caller, 0, deadline):
                 parts = await asyncio.to_thread(_parts, context, view)
@@ -230,7 +245,6 @@ def _checked(context: StoredContext, request: AttendGradientsRequest) -> tuple[r
             f"have {scores:,} scores; gradients are of {GRADIENT_SCORES:,} at most: ask for fewer queries or "
             "tokens at a time"
         )
-    _require_there(context, request.coverage)
     seen = visible(tokens, positions, causal=request.causal, window=request.window)
     stop = np.minimum(seen.stop, span.stop)
     return span, scale, Visibility(np.minimum(np.maximum(seen.start, span.start), stop), stop)
@@ -241,8 +255,6 @@ def _require_there(context: StoredContext, coverage: Sequence[range]) -> None:
 
     Raises FailedPrecondition: it says which.
     """
-    if not coverage:
-        return
     there = joined([segment.positions for segment in context.segments])
     stops = [part.stop for part in there]
     for part in coverage:

@@ -186,7 +186,8 @@ class NodeMeasures:
         longest = max(alone)
         # Which of them were at work at a time: they are asked one after another, and short ones have ended
         # before the last begins.
-        spans = [(one.seconds - one.run, one.seconds) for one, _ in beside]
+        # None has computed for longer than it was waited for, whatever it says.
+        spans = [(max(one.seconds - one.run, 0.0), one.seconds) for one, _ in beside]
         all_at_once = min(end for _, end in spans) - max(begin for begin, _ in spans)
         met = all_at_once >= ALIKE * max(one.run for one, _ in beside)
         if met and min(alone) >= ALIKE * longest >= ALIKE * LONG_ENOUGH:

@@ -239,6 +239,21 @@ def test_large_ones_are_planned_in_turn(monkeypatch):
     np.testing.assert_allclose(found.dqueries, truth(seen())[0], atol=1e-5)
 
 
+def test_coverage_of_more_ranges_than_a_context_has_is_refused():
+    async def scenario(house):
+        _, gradients = await filled(house)
+        answer = await house.attender.attend(AttendRequest("c", QUERIES))
+        asked = request(answer.out.array, answer.lse, coverage=(range(1),) * 131_073)
+        with pytest.raises(InvalidArgument, match="coverage has 131,073 ranges"):
+            await gradients.find(asked)
+        many = request(answer.out.array, answer.lse, coverage=tuple(range(at, at + 1) for at in range(1500)))
+        again = request(answer.out.array, answer.lse, coverage=answer.coverage)
+        assert np.array_equal((await gradients.find(many)).dqueries, (await gradients.find(again)).dqueries)
+
+    with House() as house:
+        asyncio.run(scenario(house))
+
+
 @pytest.mark.parametrize(
     ("trimmed", "said"),
     [

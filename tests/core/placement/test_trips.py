@@ -53,6 +53,8 @@ def test_what_ran_side_by_side_took_alone_what_it_would_have(alone: list[float],
 def test_what_ran_one_after_another_had_the_machine_to_itself():
     assert unshared_seconds([(0.0, 1.0), (1.0, 3.0), (3.0, 4.0)], 1.0) == [1.0, 2.0, 1.0]
     assert unshared_seconds([(0.0, 2.0), (1.0, 3.0)], 1.0) == [1.5, 1.5]
+    assert unshared_seconds([(1.0, 1.0), (0.0, 2.0)], 1.0) == [0.0, 2.0]
+    assert unshared_seconds([], 1.0) == []
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=6), st.floats(1, 6), st.floats(0, 5))

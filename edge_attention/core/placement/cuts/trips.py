@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from edge_attention.core.placement.cuts.boxes import BoxLinks, ComputeBox
 
@@ -97,9 +96,14 @@ def shared_seconds(alone: Sequence[float], cores: float) -> list[float]:
 
 def unshared_seconds(spans: Sequence[tuple[float, float]], cores: float) -> list[float]:
     """What each would have taken alone that ran from begin to end, beside the others on so many cores."""
-    alone = [0.0] * len(spans)
-    for begin, end in pairwise(sorted({at for span in spans for at in span})):
-        at_work = [number for number, (first, last) in enumerate(spans) if first <= begin and end <= last]
-        for number in at_work:
-            alone[number] += (end - begin) * min(cores / len(at_work), 1.0)
-    return alone
+    change = dict.fromkeys((at for span in spans for at in span), 0)
+    for begin, end in spans:
+        change[begin] += 1
+        change[end] -= 1
+    done: dict[float, float] = {}
+    """What one that was at work all the time would have done by then."""
+    now, at_work, before = 0.0, 0, 0.0
+    for at in sorted(change):
+        now += (at - before) * min(cores / at_work, 1.0) if at_work else 0.0
+        done[at], at_work, before = now, at_work + change[at], at
+    return [done[end] - done[begin] for begin, end in spans]
