@@ -467,7 +467,7 @@ class SessionScheduler:
                 s for s in self.sessions.values() if s.phase is DecodePhase.WAITS and s.number not in flying
             ]
             for session in sorted(waiting, key=lambda s: (s.priority, s.rows > FEW, s.since, s.number)):
-                if len(group) >= FLIGHT_SESSIONS:
+                if len(group) >= min(FLIGHT_SESSIONS, self.form.rows[-1]):
                     break
                 own, lacking = self._placed(session)
                 if own is None:

@@ -67,7 +67,7 @@ CACHE_PART = 0.5
 FORGET_SECONDS = 30.0
 FLIGHTS = 4
 """Trips of one decoder under way at a time, where parts work one behind the other."""
-WARM_ROWS = (1, 2)
+WARM_ROWS = frozenset({1, 2})
 """Nodes load a decoder's graphs for these before there are sessions; all numbers of rows have the same."""
 
 
@@ -264,7 +264,7 @@ class DecoderServing:
         """Have the node load the part's graphs, with its weights in them; and forget what an earlier life of
         this aggregator had it store."""
         scope = f"{cache_scope(self._deployment, self.life)}warm.p{part}/"
-        for rows in WARM_ROWS:
+        for rows in sorted(self._cuts.keys() & WARM_ROWS):
             spans = (TokenSpan(part, 0, 1),) if self.form.by_tokens else ()
             chunk = SessionRows(0, 0, 0, (0,), spans, memory=1)
             if self.form.states:

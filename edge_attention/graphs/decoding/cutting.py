@@ -54,7 +54,7 @@ from edge_attention.graphs.axes.jumps import jumps
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel
 from edge_attention.graphs.axes.narrow import layer_bytes, narrow_places
-from edge_attention.graphs.decoding.rewriting import ROWS, SteppedModel, as_steps
+from edge_attention.graphs.decoding.rewriting import ROWS, SCALES, SteppedModel, as_steps
 from edge_attention.graphs.decoding.splitting import made_of_memory, split, types_in
 from edge_attention.graphs.decoding.step_graph import ATTENTION
 from edge_attention.graphs.onnx_file import serialize
@@ -98,7 +98,7 @@ def write_steps(stepped: SteppedModel, plan: CutPlan, folder: Path) -> DecoderFo
     form: DecoderForm | None = None
     known: dict[bytes, list[tuple[str, ModelProto]]] = {}
     files: dict[str, bytes] = {}
-    for rows in reversed(ROWS_OF_TRIPS):
+    for rows in reversed(_rows_of(stepped)):
         made, form = cut_decoder(stepped, plan, rows)
         made = _with_known(made, known, files)
         into = folder / str(rows)
@@ -117,9 +117,15 @@ def layers_of(stepped: SteppedModel) -> tuple[int, ...]:
     return layer_bytes(axes, narrow_places(axes))
 
 
+def _rows_of(stepped: SteppedModel) -> tuple[int, ...]:
+    """The numbers of rows that trips have."""
+    return (1,) if stepped.alone else ROWS_OF_TRIPS
+
+
 def _require_rows_apart(stepped: SteppedModel) -> None:
     """Refuse a model in which rows meet but in attention, which looks at each row's own sequence."""
-    if why := rows_meet_in(analyse(stepped.model, {ROWS: ROWS_APART}), (ATTENTION,)):
+    apart = (ATTENTION, *SCALES) if stepped.alone else (ATTENTION,)
+    if why := rows_meet_in(analyse(stepped.model, {ROWS: ROWS_APART}), apart):
         raise FailedPrecondition(f"what one session is told would depend on others: {why}; replicate it")
 
 
@@ -202,9 +208,11 @@ def cut_decoder(stepped: SteppedModel, plan: CutPlan, rows: int) -> tuple[Decode
     shares = plan.stages[0].shares or (1.0,) * len(plan.stages[0].parts) if by_tokens else ()
     if sum(share > 0 for share in shares) > 1:  # partials are added in another order than one box does
         made = _labelled(made, jumps(axes, [Cut.TOKENS], merged=True))
+    if stepped.alone:
+        made = _labelled(made, stepped.alone)
     vocabulary = axes.bound.shape(stepped.logits)[-1]
     return made, DecoderForm(
-        stepped.ids, stepped.positions, stepped.logits, vocabulary, stepped.length, ROWS_OF_TRIPS,
+        stepped.ids, stepped.positions, stepped.logits, vocabulary, stepped.length, _rows_of(stepped),
         by_tokens, tuple(shares), caches, stepped.states, stepped.states_width,
     )  # fmt: skip
 

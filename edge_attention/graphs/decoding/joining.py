@@ -27,7 +27,7 @@ from edge_attention.graphs.decoding.step_graph import ONE_GRAPH, StepGraph, both
 from edge_attention.graphs.onnx_file import serialize
 from edge_attention.graphs.reading.needed import reads
 
-__all__ = ["joined_decoder"]
+__all__ = ["branches_of", "joined_decoder", "pasts_of"]
 
 _FIRST = "first/"
 
@@ -44,12 +44,12 @@ def joined_decoder(files: Sequence[Path], into: Path) -> OpenModel:
     """
     opened = [open_model(file) for file in files]
     if len(opened) == 1:
-        branches = _branches(opened[0])
-        if branches is None and not _lacking(opened[0]) and _pasts(opened[0]):
+        branches = branches_of(opened[0])
+        if branches is None and not _lacking(opened[0]) and pasts_of(opened[0]):
             return opened[0]  # it makes keys and values of the states itself
         opened = list(branches or opened)
-    steps = [one for one in opened if _pasts(one)]
-    firsts = [one for one in opened if not _pasts(one)]
+    steps = [one for one in opened if pasts_of(one)]
+    firsts = [one for one in opened if not pasts_of(one)]
     if any(both_in_one(_given(one)) for one in opened):
         raise FailedPrecondition(f"the decoder's file is no decoder alone: {ONE_GRAPH}")
     if len(steps) != 1 or len(firsts) != 1:
@@ -80,13 +80,14 @@ def _given(opened: OpenModel) -> dict[str, int]:
     }
 
 
-def _pasts(opened: OpenModel) -> list[str]:
+def pasts_of(opened: OpenModel) -> list[str]:
+    """The inputs of four dimensions: keys and values of earlier tokens, or of what an encoder made."""
     return [name for name, rank in _given(opened).items() if rank == 4]
 
 
 def _lacking(opened: OpenModel) -> list[str]:
     """Pasts that nothing new is joined to: keys and values of the states."""
-    pasts, grown = _pasts(opened), set()
+    pasts, grown = pasts_of(opened), set()
     for node in opened.model.graph.node:
         if node.op_type == "Concat" and node.input[0] in pasts:
             grown.add(node.input[0])
@@ -98,7 +99,7 @@ def _lacking(opened: OpenModel) -> list[str]:
 # --- two graphs in one file -------------------------------------------------------------------------
 
 
-def _branches(opened: OpenModel) -> tuple[OpenModel, OpenModel] | None:
+def branches_of(opened: OpenModel) -> tuple[OpenModel, OpenModel] | None:
     """The two models that an If on an input chooses between; None: it is not of that kind."""
     nodes = list(opened.model.graph.node)
     chooses = [node for node in nodes if node.op_type == "If"]

@@ -18,20 +18,24 @@ from onnx import NodeProto, TensorProto
 
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.graphs.axes.model_reading import OpenModel
-from edge_attention.graphs.decoding.cores import CoreForm, bound_alone, cores_of, form_of, memory_cores_of
+from edge_attention.graphs.decoding.core_forms import CoreForm, bound_alone, form_of
+from edge_attention.graphs.decoding.cores import cores_of, memory_cores_of
 from edge_attention.graphs.decoding.grouped import GROUPED, rewrite_grouped
 from edge_attention.graphs.decoding.input_sizes import read_sizes_off
+from edge_attention.graphs.decoding.joining import branches_of, pasts_of
 from edge_attention.graphs.decoding.memory import require_token_by_token
 from edge_attention.graphs.decoding.positions import free_of_the_past
 from edge_attention.graphs.decoding.step_graph import DecoderInputs, StepGraph, label
 
-__all__ = ["ROWS", "SteppedModel", "as_steps"]
+__all__ = ["ROWS", "SCALES", "SteppedModel", "as_steps"]
 
 ROWS = "rows"
 """The name of the one open dimension of a model that was rewritten."""
 LENGTH = 1 << 20
 """Tokens of a session at most, where nothing in the model says fewer."""
-_BETWEEN_ROWS = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "BatchNormalization"})
+SCALES = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul"})
+"""Operators that find one scale for all that they are given."""
+_BETWEEN_ROWS = frozenset({*SCALES, "BatchNormalization"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +48,7 @@ class SteppedModel:
         states: the input that has what an encoder made; "" of a model without.
         states_width: of one token of that.
         memory: tokens of that, where the file fixes how many there are; else 0.
+        alone: why a trip has one row; "": it may have several.
     """
 
     model: OpenModel
@@ -54,6 +59,7 @@ class SteppedModel:
     states: str = ""
     states_width: int = 0
     memory: int = 0
+    alone: str = ""
 
 
 def as_steps(opened: OpenModel) -> SteppedModel:
@@ -63,7 +69,7 @@ def as_steps(opened: OpenModel) -> SteppedModel:
         FailedPrecondition: it is none, or one that cannot be served so, with the reason.
         InvalidGraph: its functions cannot be inlined.
     """
-    graph = StepGraph.of(opened)
+    graph = StepGraph.of(_with_past(opened))
     inputs = graph.decoder_inputs()
     logits = _logits(graph, inputs)
     read_sizes_off(graph, inputs.ids, [logits], graph.inputs)
@@ -73,18 +79,25 @@ def as_steps(opened: OpenModel) -> SteppedModel:
     if inputs.states:
         graph.in_reading_order([logits])
     positions = free_of_the_past(graph, inputs, [logits])
-    _require_by_rows(graph)
+    alone = _require_by_rows(graph, inputs)
     length = min(length, _tables(graph, positions))
     dims: tuple[int | str, ...] = (ROWS, 1)
     kept = {name: dims for name in (inputs.ids, positions) if name}
     if not inputs.states:
-        return SteppedModel(graph.finished(kept), inputs.ids, positions, logits, length)
+        return SteppedModel(graph.finished(kept), inputs.ids, positions, logits, length, alone=alone)
     _, memory, width = graph.shape(inputs.states)
     if not width:
         raise FailedPrecondition(f"{inputs.states[:80]!r} does not say how wide what the encoder made is")
     kept[inputs.states] = (ROWS, 1, width)
     finished = graph.finished(kept)
     return SteppedModel(finished, inputs.ids, positions, logits, length, inputs.states, width, memory)
+
+
+def _with_past(opened: OpenModel) -> OpenModel:
+    """Of a file with both steps of a decoder, which an If on an input chooses between, the one with a past:
+    its first step is one behind nothing."""
+    steps = [branch for branch in branches_of(opened) or () if pasts_of(branch)]
+    return steps[0] if len(steps) == 1 else opened
 
 
 def _logits(graph: StepGraph, inputs: DecoderInputs) -> str:
@@ -140,13 +153,25 @@ def _plain(graph: StepGraph, inputs: DecoderInputs) -> int:
     return length
 
 
-def _require_by_rows(graph: StepGraph) -> None:
-    """Refuse what makes rows depend on each other."""
+def _require_by_rows(graph: StepGraph, inputs: DecoderInputs) -> str:
+    """Refuse what makes rows depend on each other. Why rows go one by one; "": they need not.
+
+    A scale for all activations is one for a row, where a trip has no other. Of a memory rows are brought one
+    by one, and its file has one scale for all of them.
+    """
+    alone = ""
     for node in graph.nodes:
-        if node.op_type in _BETWEEN_ROWS:
+        if node.op_type in SCALES and not inputs.states:
+            alone = alone or (
+                f"the file rounds activations to int8 by a scale for all tokens that it is given at once "
+                f"({label(node)}), and here they go one by one: as one box makes them one after the other, "
+                "but for a prompt that is given at once, whose logits differ by about 1e-2"
+            )
+        elif node.op_type in _BETWEEN_ROWS:
             raise FailedPrecondition(
                 f"{label(node)} looks at all rows at once: what one session is told would depend on others"
             )
+    return alone
 
 
 def _tables(graph: StepGraph, positions: str) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from decoder_runs import PaperDecoder, PaperSession, WholeDecoder
+from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.schedule.extents import extent_shape
@@ -27,7 +28,7 @@ from edge_attention.graphs.axes.cut import analyse
 from edge_attention.graphs.axes.folder import CutFolder
 from edge_attention.graphs.axes.model_reading import open_model
 from edge_attention.graphs.axes.narrow import narrow_places
-from edge_attention.graphs.decoding import cores, cutting
+from edge_attention.graphs.decoding import core_forms, cutting
 from edge_attention.graphs.decoding.cutting import cut_decoder, write_decoder
 from edge_attention.graphs.decoding.rewriting import as_steps
 from edge_attention.graphs.decoding.step_graph import ATTENTION
@@ -161,8 +162,8 @@ def test_a_graph_of_several_parts_takes_what_each_of_them_is_sent(tmp_path):
 
 def test_layers_alike_are_tried_once(monkeypatch):
     tried = []
-    run = cores.CoreTrial.run
-    monkeypatch.setattr(cores.CoreTrial, "run", lambda self, *a: tried.append(self) or run(self, *a))
+    run = core_forms.CoreTrial.run
+    monkeypatch.setattr(core_forms.CoreTrial, "run", lambda self, *a: tried.append(self) or run(self, *a))
     opened = open_model(EXPORTS / "gpt2_cached.onnx")
     stepped = as_steps(opened)
     assert sum(node.op_type == ATTENTION for node in stepped.model.model.graph.node) == 2
@@ -219,53 +220,134 @@ def scores_of(model):
     return [node for node in model.graph.node if node.output[0] in softened]
 
 
-def test_a_bias_by_distance_is_found_by_trying(tmp_path):
-    """Scores that fall with the token's number, as ALiBi's do with distance."""
+def added_to_scores(model, nodes):
+    """Add to the scores of each attention what `nodes` make of how many keys there are, `keys!`."""
+    for number, node in enumerate(scores_of(model)):
+        name, new = node.input[1], f"masked{number}"
+        made = [
+            onnx.helper.make_node("Shape", [name], ["shape!"], start=-1),
+            onnx.helper.make_node("Squeeze", ["shape!"], ["keys!"]),
+            *nodes,
+            onnx.helper.make_node("Add", [name, "more!"], [new]),
+        ]
+        node.input[1] = new
+        at = list(model.graph.node).index(node)
+        for offset, one in enumerate(made):
+            copy = onnx.NodeProto()
+            copy.CopyFrom(one)
+            for names in (copy.input, copy.output):
+                for place, own in enumerate(names):
+                    names[place] = f"{own}{number}" if own.endswith("!") else own
+            model.graph.node.insert(at + offset, copy)
+
+
+def constants(model, **values):
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()
+    )
+
+
+def numbered(*more):
+    """The number of each key as a float, `far!`, and what follows from it."""
+    return [
+        onnx.helper.make_node("Range", ["zero", "keys!", "one"], ["past!"]),
+        onnx.helper.make_node("Cast", ["past!"], ["far!"], to=1),
+        *more,
+    ]
+
+
+def logits_are_the_files(path, plan):
+    decoder, whole, session = PaperDecoder(path, plan), WholeDecoder(path), PaperSession()
+    for token in (3, 9, 27, 1, 4, 16, 5, 25, 2, 7, 11):
+        found, wanted = decoder.step([(session, token)])[0], whole.step(token)
+        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    return decoder.form
+
+
+@pytest.mark.parametrize("word", ["replicate", "heads", "tokens"])
+def test_a_bias_that_falls_alike_with_each_token_is_found_by_trying(word, tmp_path):
+    """Scores that fall with the token's number, as ALiBi's do with distance, by head: some so that far tokens
+    weigh nothing."""
 
     def slope(model):
-        for number, node in enumerate(scores_of(model)):
-            shape, past, far = f"shape{number}", f"past{number}", f"far{number}"
-            name = node.input[1]
-            made = [
-                onnx.helper.make_node("Shape", [name], [shape], start=-1),
-                onnx.helper.make_node("Squeeze", [shape], [f"{shape}s"]),
-                onnx.helper.make_node("Range", ["zero!", f"{shape}s", "one!"], [past]),
-                onnx.helper.make_node("Cast", [past], [f"{past}f"], to=1),
-                onnx.helper.make_node("Mul", [f"{past}f", "slope!"], [f"{past}m"]),
-                onnx.helper.make_node("Add", [name, f"{past}m"], [far]),
-            ]
-            at = list(model.graph.node).index(node)
-            node.input[1] = far
-            for offset, one in enumerate(made):
-                model.graph.node.insert(at + offset, one)
-        model.graph.initializer.extend(
-            [
-                onnx.numpy_helper.from_array(np.array(0, np.int64), "zero!"),
-                onnx.numpy_helper.from_array(np.array(1, np.int64), "one!"),
-                onnx.numpy_helper.from_array(np.array(0.25, np.float32), "slope!"),
-            ]
+        added_to_scores(model, numbered(onnx.helper.make_node("Mul", ["far!", "slopes"], ["more!"])))
+        heads = next(v for v in model.graph.input if "past" in v.name).type.tensor_type.shape.dim[1].dim_value
+        slopes = 2.0 ** -np.linspace(0.5, 8, heads).reshape(1, heads, 1, 1)
+        constants(model, zero=0, one=1, slopes=slopes.astype(np.float32))
+
+    changed("gpt2_cached", slope, tmp_path)
+    logits_are_the_files(tmp_path / "model.onnx", PLANS[word])
+
+
+def test_a_bias_that_neither_ends_nor_falls_alike_is_refused(tmp_path):
+    def bend(model):
+        more = onnx.helper.make_node("Mul", ["far!", "far!"], ["square!"])
+        added_to_scores(model, numbered(more, onnx.helper.make_node("Mul", ["square!", "a"], ["more!"])))
+        constants(model, zero=0, one=1, a=np.float32(0.01))
+
+    with pytest.raises(FailedPrecondition, match=r"not attention over all tokens|weigh nothing"):
+        as_steps(changed("gpt2_cached", bend, tmp_path))
+
+
+def test_a_mask_of_so_many_tokens_says_how_long_a_session_may_be(tmp_path):
+    """As files have that keep a table of all positions by all: beyond it they do not run."""
+    most = 23
+
+    def table(model):
+        keep = [
+            onnx.helper.make_node("Unsqueeze", ["keys!", "first"], ["stop!"]),
+            onnx.helper.make_node("Slice", ["table", "none", "stop!", "last"], ["more!"]),
+        ]
+        added_to_scores(model, keep)
+        constants(model, first=[0], none=[0], last=[-1], table=np.zeros((1, 1, 1, most), np.float32))
+
+    changed("gpt2_cached", table, tmp_path)
+    assert as_steps(open_model(tmp_path / "model.onnx")).length == most
+    logits_are_the_files(tmp_path / "model.onnx", PLANS["heads"])
+
+
+def test_activations_quantised_over_all_rows_go_one_by_one(tmp_path):
+    """As `quantize_dynamic` writes them: what a row is told does not depend on another session's."""
+    quantize_dynamic(EXPORTS / "gpt2_cached.onnx", tmp_path / "model.onnx", weight_type=QuantType.QInt8)
+    path = tmp_path / "model.onnx"
+    decoder, whole, session = PaperDecoder(path, PLANS["heads"]), WholeDecoder(path), PaperSession()
+    for token in (3, 9, 27, 1, 4, 16, 5, 25):
+        found, wanted = decoder.step([(session, token)])[0], whole.step(token)
+        # A difference of 1e-7 before a product is a step of 255 behind it.
+        assert np.abs(found - wanted).max() <= 0.03 * np.abs(wanted).max()
+    form = write_decoder(open_model(path), PLANS["tokens"], tmp_path / "cut")
+    assert form.rows == (1,)
+    assert "go one by one" in CutFolder(path, tmp_path / "cut/1").schedule().lacking
+
+
+def test_a_file_of_both_steps_is_served_by_the_one_with_a_past(tmp_path):
+    """As `optimum` merges them, and transformers.js asks them: an If on `use_cache_branch`."""
+
+    def merge(model):
+        graph = model.graph
+        ends = [onnx.ValueInfoProto(name=value.name) for value in graph.output]
+        for one, value in zip(ends, graph.output, strict=True):
+            one.type.tensor_type.elem_type = value.type.tensor_type.elem_type
+        later = onnx.helper.make_graph(list(graph.node), "later", [], ends)
+        nodes = []
+        for value in ends:
+            rank = len(next(v for v in graph.output if v.name == value.name).type.tensor_type.shape.dim)
+            shape = onnx.helper.make_node("Constant", [], [f"{value.name}#shape"], value_ints=[1] * rank)
+            nodes += [shape, onnx.helper.make_node("ConstantOfShape", [shape.output[0]], [value.name])]
+        first = onnx.helper.make_graph(nodes, "first", [], ends)
+        graph.input.append(onnx.helper.make_tensor_value_info("use_cache_branch", onnx.TensorProto.BOOL, [1]))
+        names = [value.name for value in graph.output]
+        del graph.node[:], graph.value_info[:]
+        graph.node.append(
+            onnx.helper.make_node("If", ["use_cache_branch"], names, then_branch=later, else_branch=first)
         )
 
-    with pytest.raises(FailedPrecondition, match=r"near tokens|not attention over all tokens"):
-        as_steps(changed("gpt2_cached", slope, tmp_path))
-
-
-def test_activations_quantised_over_all_rows_are_refused(tmp_path):
-    def quantise(model):
-        node = next(node for node in model.graph.node if node.op_type == "Gather")
-        name = node.output[0]
-        node.output[0] = "before!"
-        at = list(model.graph.node).index(node)
-        model.graph.node.insert(
-            at + 1,
-            onnx.helper.make_node("DynamicQuantizeLinear", ["before!"], ["q!", "scale!", "zero!"]),
-        )
-        model.graph.node.insert(
-            at + 2, onnx.helper.make_node("DequantizeLinear", ["q!", "scale!", "zero!"], [name])
-        )
-
-    with pytest.raises(FailedPrecondition, match="all rows at once"):
-        as_steps(changed("gpt2_cached", quantise, tmp_path))
+    opened = changed("gpt2_cached", merge, tmp_path)
+    decoder, session = PaperDecoder(opened, PLANS["heads"]), PaperSession()
+    whole = WholeDecoder(EXPORTS / "gpt2_cached.onnx")
+    for token in (3, 9, 27, 1, 4):
+        found, wanted = decoder.step([(session, token)])[0], whole.step(token)
+        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
 def over_rows(op, **attributes):
