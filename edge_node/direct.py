@@ -32,7 +32,6 @@ from edge_attention.core.tensors import (
     DataType,
     Encoded,
     Encoding,
-    own_memory,
     require_stored,
 )
 from edge_node.appending import placed, require_sequence
@@ -330,8 +329,7 @@ class DirectCall:
                 raise InvalidProgram(f"{stored.name} is private: it is for tasks that take it from the first")
             feeds[name] = held.array
         for name, own in step.own:
-            # A cell is given a copy in any case.
-            feeds[name] = tensors[own] if isinstance(graph, ForeignGraph) else own_memory(tensors[own])
+            feeds[name] = tensors[own]
         started = time.monotonic()
         try:
             if isinstance(graph, ForeignGraph):

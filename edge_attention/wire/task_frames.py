@@ -160,8 +160,7 @@ def _written_call(c: Call, known: bool) -> bytes | None:
         if c.program:
             parts += (b"\x32", varint(len(c.program)), c.program)
         if c.slots:
-            pieces = c.slots if isinstance(c.slots, tuple) else (c.slots,)
-            parts += (b"\x3a", varint(sum(map(len, pieces))), *pieces)
+            parts += (b"\x3a", varint(len(c.slots)), c.slots)
         if c.caller:
             _put_text(parts, b"\x52", c.caller)
         if c.prepared and not known:
@@ -217,7 +216,7 @@ def _read_contribution(data: bytes, end: int) -> Contribution:
         number, at = read_varint(data, at + 1)
         if number >> 32:
             raise LookupError
-    tensors, at = _read_tensors(data, at, end, lying=True)
+    tensors, at = _read_tensors(data, at, end)
     if data[at] == 0x40:
         if data[at + 1] != 1:
             raise LookupError
@@ -360,8 +359,7 @@ def _header(name: str, dtype: Any, shape: tuple[int, ...], encoding: Encoding) -
     return b"\x32" + varint(len(inner) + size) + inner
 
 
-def _read_tensors(data: bytes, at: int, end: int, lying: bool = False) -> tuple[dict[str, Array], int]:
-    """The tensors, and where the next field begins; `lying`: large ones as they lie in the message."""
+def _read_tensors(data: bytes, at: int, end: int) -> tuple[dict[str, Array], int]:
     tensors: dict[str, Array] = {}
     while data[at] == 0x32 and at < end:
         if len(tensors) == _TENSORS:
@@ -377,8 +375,7 @@ def _read_tensors(data: bytes, at: int, end: int, lying: bool = False) -> tuple[
         if last > end or name in tensors:
             raise LookupError
         # A copy, at an address that is aligned; ONNX Runtime computes on it as it is.
-        whole = memoryview(data) if lying and size >= VIEWED else data
-        array = np.frombuffer(whole[at:last], dtype).reshape(shape)
+        array = np.frombuffer(data[at:last], dtype).reshape(shape)
         tensors[name] = array if how is Encoding.RAW else from_wire(array, how)
         at = last
     return tensors, at

@@ -12,18 +12,19 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import prod
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TypeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TypeProto, helper, numpy_helper
 from onnx.inliner import inline_local_functions
 from onnx.shape_inference import InferenceError
 
 from edge_attention.core.errors import InvalidArgument, InvalidGraph
-from edge_attention.core.schedule.extents import Extent
+from edge_attention.core.schedule.extents import AxisSpan, Extent
 from edge_attention.core.schedule.schedule import TensorForm
 from edge_attention.graphs.axes.bound import BoundGraph
 from edge_attention.graphs.axes.constant_uses import ConstantUses
 from edge_attention.graphs.axes.evaluate import MAX_COMPUTED, can_be_computed, evaluate
-from edge_attention.graphs.axes.infer import form_of, infer_types
+from edge_attention.graphs.axes.infer import form_of, infer_bodies, infer_types
 from edge_attention.graphs.axes.input_forms import input_forms
+from edge_attention.graphs.axes.inside import branch_taken, turns_of
 from edge_attention.graphs.axes.known_values import KnownValues, Read
 from edge_attention.graphs.axes.lower import lowered
 from edge_attention.graphs.axes.lowering import Lowering
@@ -59,6 +60,8 @@ _TOGETHER = frozenset(
 )
 """Operators whose operands have to fit each other: where they do not, the sizes are none the model has."""
 _BODIES = ("If", "Loop", "Scan", "SequenceMap")
+_STACKED = 3
+"""Dimensions of a weight that is several matrices."""
 
 
 def bind(
@@ -178,7 +181,13 @@ class _Binding:
         if node.op_type == "If" and not node.domain:
             decided = self._known.value(node.input[0])
             if decided is not None and decided.size == 1:
-                return self._branch(node, bool(decided.reshape(())))
+                return branch_taken(node, bool(decided.reshape(())), self._known, self._fresh)
+        if node.op_type == "Loop" and not node.domain:
+            turns = turns_of(node, self._known, self._fresh)
+            if turns is not None:
+                return turns
+        if node.op_type == "Gather" and not node.domain and self._of_stack(node):
+            return ()
         if (node.op_type in ("Shape", "Size") and self._shape(node)) or self._fold(node):
             return ()
         instead = lowered(node, Lowering(self._known.form, self._known.value, self._fresh, self._opsets))
@@ -264,20 +273,24 @@ class _Binding:
             return
         self._known.add(node.output[0], found[0], sized=False)
 
-    def _branch(self, node: NodeProto, taken: bool) -> list[NodeProto]:
-        name = "then_branch" if taken else "else_branch"
-        branch = GraphProto()
-        branch.CopyFrom(next(a.g for a in node.attribute if a.name == name))
-        made = {o for inner in branch.node for o in inner.output} | {t.name for t in branch.initializer}
-        rename_values(branch, {old: self._fresh(old) for old in sorted(made - {""})})
-        for tensor in branch.initializer:
-            self._known.add(tensor.name, np.asarray(numpy_helper.to_array(tensor)), sized=False)
-        ends = [
-            helper.make_node("Identity", [value.name], [output])
-            for value, output in zip(branch.output, node.output, strict=False)
-            if output
-        ]
-        return [*branch.node, *ends]
+    def _of_stack(self, node: NodeProto) -> bool:
+        """Take one of several weights that the file has as one: a range of it, and no more is read."""
+        data, index = node.input
+        form, at = self._known.form(data), self._known.value(index)
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        if form is None or at is None or at.ndim or len(form.shape) < _STACKED or axis:
+            return False
+        if not self._known.is_weight(data) or not -form.shape[0] <= int(at) < form.shape[0]:
+            return False
+        start, own = int(at) % form.shape[0], self._fresh(f"{data}[{int(at)}]")
+        self._pieces[own] = data, (AxisSpan(0, start, start + 1, form.shape[0]),)
+        self._known.declare(own, TensorForm(form.dtype, (1, *form.shape[1:])))
+        axes = self._fresh("axes")
+        self._known.add(axes, np.array([0], np.int64), sized=False)
+        squeezed = helper.make_node("Squeeze", [own, axes], node.output[:1], name=node.name)
+        self._infer(squeezed)
+        self._nodes.append(squeezed)
+        return True
 
     def _shape(self, node: NodeProto) -> bool:
         form = self._known.form(node.input[0])
@@ -323,6 +336,8 @@ class _Binding:
         return True
 
     def _inferred(self, node: NodeProto) -> Mapping[str, TypeProto]:
+        if node.op_type in _BODIES and not node.domain:
+            return infer_bodies(node, self._known.types, self._known.values, self._opsets, self._ir_version)
         try:
             return infer_types(node, self._known.types, self._known.values, self._opsets, self._ir_version)
         except InferenceError:

@@ -25,6 +25,7 @@ ELEMENTWISE = frozenset(
         "Ceil",
         "Clip",
         "Cos",
+        "DequantizeLinear",
         "Div",
         "Dropout",
         "Elu",
@@ -56,6 +57,9 @@ ELEMENTWISE = frozenset(
         "Or",
         "PRelu",
         "Pow",
+        "QLinearAdd",
+        "QLinearMul",
+        "QuantizeLinear",
         "QuickGelu",
         "Reciprocal",
         "Relu",
@@ -77,7 +81,8 @@ ELEMENTWISE = frozenset(
 )
 """Operators that work element by element."""
 
-_PRODUCTS = frozenset({"MatMul", "FusedMatMul", "Einsum"})
+_PRODUCTS = frozenset({"MatMul", "FusedMatMul", "Einsum", "MatMulInteger", "QLinearMatMul"})
+_SOFTMAXES = {("", "Softmax"), ("ai.onnx", "Softmax"), ("com.microsoft", "QLinearSoftmax")}
 
 
 @dataclass
@@ -109,7 +114,7 @@ def find_crossings(bound: BoundGraph) -> Crossings:
         for name in set(node.input) - {""}:
             users.setdefault(name, []).append(n)
     for n, node in enumerate(bound.nodes):
-        if node.op_type != "Softmax" or node.domain not in ("", "ai.onnx"):
+        if (node.domain, node.op_type) not in _SOFTMAXES or node.input[0] not in bound.specs:
             continue
         rank = len(bound.shape(node.input[0]))
         if (
@@ -134,8 +139,10 @@ def _products_before(bound: BoundGraph, makers: dict[str, int], scores: str, dim
     rest = [scores]
     while rest:
         name = rest.pop()
+        if name in seen or name not in makers or name not in bound.specs:
+            continue
         shape = bound.shape(name)
-        if name in seen or name not in makers or len(shape) < -dim or shape[dim] != size:
+        if len(shape) < -dim or shape[dim] != size:
             continue
         seen.add(name)
         number = makers[name]
@@ -167,6 +174,8 @@ def _linear_after(bound: BoundGraph, users: dict[str, list[int]], weights: str) 
         for number in users[name]:
             node = bound.nodes[number]
             kind, output = node.op_type, node.output[0]
+            if output not in bound.specs:
+                return False
             if kind == "MatMul" and node.input[0] == name and node.input[1] != name:
                 if bound.specs[output].dtype != "float32":  # partials are
                     return False

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import onnx
 from onnx import NodeProto, TypeProto, defs, helper, numpy_helper, shape_inference
 
 from edge_attention.core.schedule.schedule import TensorForm
 from edge_attention.core.tensors import Array
+from edge_attention.graphs.axes.infer_others import OTHERS
+from edge_attention.graphs.reading.needed import reads
 
-__all__ = ["form_of", "infer_types", "type_of"]
+__all__ = ["form_of", "infer_bodies", "infer_types", "type_of"]
 
 _MAX_FOLLOWED = 4096
 """Elements of the largest value by which shapes are found: sizes, axes, bounds."""
-FLOAT = onnx.TensorProto.FLOAT
 
 Types = Mapping[str, TypeProto]
-_Shape = tuple[int, ...]
 
 
 def type_of(form: TensorForm) -> TypeProto:
@@ -65,7 +64,7 @@ def infer_types(
 
     Raises onnx's InferenceError where the shapes contradict each other.
     """
-    own = _OTHERS.get((node.domain, node.op_type))
+    own = OTHERS.get((node.domain, node.op_type))
     try:
         if own is not None:
             shapes = [_form(types, name) for name in node.input]
@@ -96,83 +95,28 @@ def infer_types(
         return {}
 
 
+def infer_bodies(
+    node: NodeProto, types: Types, values: Mapping[str, Array], opsets: Mapping[str, int], ir_version: int
+) -> dict[str, TypeProto]:
+    """By output of a node with graphs inside what is known of its type: a Scan makes as many rows as it is
+    given, both branches of an If may make the same. Nothing is known of what contradicts itself."""
+    read = [name for name in sorted(reads(node)) if name in types]
+    small = [name for name in read if name in values and values[name].size <= _MAX_FOLLOWED]
+    graph = helper.make_graph(
+        [node],
+        "inside",
+        [helper.make_value_info(name, types[name]) for name in read if name not in small],
+        [],
+        [numpy_helper.from_array(values[name], name) for name in small],
+    )
+    versions = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+    model = helper.make_model(graph, opset_imports=versions, ir_version=ir_version)
+    try:
+        found = shape_inference.infer_shapes(model, data_prop=True).graph.value_info
+    except Exception:  # onnx raises what its C++ half does
+        return {}
+    return {value.name: value.type for value in found if value.name in node.output}
+
+
 def _form(types: Types, name: str) -> TensorForm | None:
     return form_of(types[name]) if name in types else None
-
-
-_Forms = Sequence[TensorForm | None]
-_Attributes = Mapping[str, Any]
-
-
-def _known(form: TensorForm | None) -> TensorForm:
-    if form is None:
-        raise ValueError("not known")
-    return form
-
-
-def _same(forms: _Forms, at: _Attributes) -> list[TensorForm]:
-    return [_known(forms[0])]
-
-
-def _skip_norm(forms: _Forms, at: _Attributes) -> list[TensorForm]:
-    x = _known(forms[0])
-    moments = TensorForm("float32", (*x.shape[:-1], 1))
-    return [x, moments, moments, x]
-
-
-def _broadcast(*shapes: _Shape) -> _Shape:
-    rank = max(map(len, shapes))
-    padded = [(1,) * (rank - len(shape)) + shape for shape in shapes]
-    return tuple(max(sizes) if min(sizes) else 0 for sizes in zip(*padded, strict=True))
-
-
-def matmul_shape(a: _Shape, b: _Shape) -> _Shape:
-    """The shape of a product of matrices, `a` and `b` of two dimensions or more."""
-    return (*_broadcast(a[:-2], b[:-2]), a[-2], b[-1])
-
-
-def _turned(shape: _Shape, turn: int, outer: int = 0) -> _Shape:
-    if outer:  # [m, ..., k] as [..., m, k]
-        shape = (*shape[1:-1], shape[0], shape[-1])
-    return (*shape[:-2], shape[-1], shape[-2]) if turn else shape
-
-
-def _fused_matmul(forms: _Forms, at: _Attributes) -> list[TensorForm]:
-    a, b = _known(forms[0]), _known(forms[1])
-    left = _turned(a.shape, at.get("transA", 0), at.get("transBatchA", 0))
-    right = _turned(b.shape, at.get("transB", 0), at.get("transBatchB", 0))
-    return [TensorForm(a.dtype, matmul_shape(left, right))]
-
-
-def _quantized_matmul(forms: _Forms, at: _Attributes) -> list[TensorForm]:
-    a, b = _known(forms[0]), _known(forms[1])
-    return [TensorForm("float32", matmul_shape(a.shape, b.shape))]
-
-
-def _matmul_nbits(forms: _Forms, at: _Attributes) -> list[TensorForm]:
-    a = _known(forms[0])
-    return [TensorForm(a.dtype, (*a.shape[:-1], at["N"]))]
-
-
-def _cached_attention(forms: _Forms, at: _Attributes) -> list[TensorForm]:
-    q, v = _known(forms[0]), _known(forms[2])
-    return [TensorForm("float32", (*q.shape[:-1], v.shape[-1]))]
-
-
-_OTHERS: Mapping[tuple[str, str], Callable[[_Forms, _Attributes], Sequence[TensorForm | None]]] = {
-    ("com.microsoft", "BiasGelu"): _same,
-    ("com.microsoft", "DynamicQuantizeMatMul"): _quantized_matmul,
-    ("com.microsoft", "FastGelu"): _same,
-    ("com.microsoft", "FusedMatMul"): _fused_matmul,
-    ("com.microsoft", "Gelu"): _same,
-    ("com.microsoft", "MatMulIntegerToFloat"): _quantized_matmul,
-    ("com.microsoft", "MatMulNBits"): _matmul_nbits,
-    ("com.microsoft", "QuickGelu"): _same,
-    ("com.microsoft", "RotaryEmbedding"): _same,
-    ("com.microsoft", "SkipLayerNormalization"): _skip_norm,
-    ("com.microsoft", "SkipSimplifiedLayerNormalization"): _skip_norm,
-    ("com.microsoft", "TransposeMatMul"): _fused_matmul,
-    ("edge_attention", "CachedAttention"): _cached_attention,
-    # ONNX Runtime's own, in ONNX's domain.
-    ("", "SimplifiedLayerNormalization"): _same,
-}

@@ -279,7 +279,7 @@ _LOCAL: dict[str, _Localiser] = {
     "Slice": _slice,
     "Tile": _tile,
     "Split": _split,
-    "Conv": _grouped,
+    **dict.fromkeys(("Conv", "ConvInteger", "FusedConv", "QLinearConv"), _grouped),
     "GroupNormalization": _grouped,
     **dict.fromkeys(_COUNTED, _counted),
 }

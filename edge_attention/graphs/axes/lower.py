@@ -14,6 +14,7 @@ from onnx import NodeProto, helper
 from edge_attention.graphs.axes.lower_attention import ATTENTIONS
 from edge_attention.graphs.axes.lower_grouped import GROUPED
 from edge_attention.graphs.axes.lower_norms import NORMS
+from edge_attention.graphs.axes.lower_quantised import QUANTISED
 from edge_attention.graphs.axes.lowering import Lowered, Lowering, Rewrite, Unlowerable
 
 __all__ = ["lowered"]
@@ -44,4 +45,10 @@ def _gemm(node: NodeProto, at: Mapping[str, Any], write: Lowering) -> None:
     write("Add", write("Gemm", *node.input[:2], **plain), bias, out=node.output[0])
 
 
-_LOWERED: Mapping[tuple[str, str], Rewrite] = {**ATTENTIONS, **GROUPED, **NORMS, ("", "Gemm"): _gemm}
+_LOWERED: Mapping[tuple[str, str], Rewrite] = {
+    **ATTENTIONS,
+    **GROUPED,
+    **NORMS,
+    **QUANTISED,
+    ("", "Gemm"): _gemm,
+}

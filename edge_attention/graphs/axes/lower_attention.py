@@ -78,17 +78,11 @@ def _standard(node: NodeProto, at: Mapping[str, Any], write: Lowering) -> None:
         value,
         scale=at.get("scale") or 1 / sqrt(form.width),
         biases=biases,
-        softcap=_no_softcap(at),
+        softcap=at.get("softcap", 0.0),
     )
     if alive:
         out = write("Where", alive, out, write.const(0.0, np.float32))
     (form.joined if flat else form.by_head)(write, out, node.output[0])
-
-
-def _no_softcap(at: Mapping[str, Any]) -> float:
-    if at.get("softcap"):
-        raise Unlowerable
-    return 0.0
 
 
 def _by_head(write: Lowering, x: str, shape: tuple[int, int, int, int]) -> str:

@@ -40,8 +40,12 @@ class _Naming:
         self._axes = axes
         self._products = products_of(axes)
         self._weighty = weighty_axes(axes, self._products)
-        softened = self._softened()
         both = [p for p in self._products if p.weight is None and p.summed]
+        softened = self._softened()
+        # Tokens that a last layer sums over, all of a text at once: its weight has them, and none makes them.
+        made = {axis for p in self._products if p.weight is not None for axis in (*p.of_weight, *p.both)}
+        self._weighty -= {axis for p in both for axis in p.summed if axis in softened} - made
+        softened -= self._weighty
         self._attentions = [p for p in both if softened & {*p.summed}]
         self._tensors = Counter(
             axis
@@ -73,11 +77,17 @@ class _Naming:
         """Axes that a softmax goes over; also one that is written out: exponentials by their sum."""
         axes = self._axes
         found = {axis for axis, does in self._roles() if does is Does.SOFTMAX}
+        for node in axes.bound.nodes:
+            if node.op_type == "Slice" and node.output[0] in axes.dims and node.input[0] in axes.dims:
+                # What is left of a softmax without what was joined for it alone, a sink.
+                for before, after in zip(axes.dims[node.input[0]], axes.dims[node.output[0]], strict=True):
+                    if before != after and found.issuperset(axis for axis, _ in before):
+                        found.update(axis for axis, _ in after)
         for number, node in enumerate(axes.bound.nodes):
             if node.op_type == "ReduceSum" and node.output[0] not in axes.static:
                 for factor, made_of in zip(axes.rules[number].factors, axes.factors[number], strict=True):
                     found.update(axis for axis in made_of if factor.does is Does.SUM)
-        return found - self._weighty
+        return found
 
     def _tokens(self) -> list[int]:
         found = Counter[int]()

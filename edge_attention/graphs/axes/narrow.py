@@ -136,14 +136,16 @@ def _place(
     new = sorted((alive & wide) - passing) or sorted(alive & wide)
     makers = {bound.makers.get(name) for name in new}
     fused = len(makers) == 1 and bound.nodes[before - 1].op_type.startswith("Skip")
-    if not new or (len(new) > 1 and not fused) or not _is_float(bound, new[0]):
+    if not new or (len(new) > 1 and not fused) or not _passes(bound, new[0]):
         return None
     size = sum(bytes_of(bound.specs[name]) for name in alive)
     return NarrowPlace(before, new[0], tuple(sorted(alive - {new[0]})), size)
 
 
-def _is_float(bound: BoundGraph, name: str) -> bool:
-    return bound.specs[name].dtype.startswith(("float", "bfloat"))
+def _passes(bound: BoundGraph, name: str) -> bool:
+    """Whether it is of a type that activations have: floats, or levels of a quantised file."""
+    dtype = bound.specs[name].dtype
+    return dtype.startswith(("float", "bfloat")) or dtype in ("int8", "uint8")
 
 
 def _wide(axes: Axes) -> frozenset[str]:

@@ -70,7 +70,7 @@ class Partitioner:
             if name in self.bound.unknown:
                 raise InvalidArgument(
                     f"the size of output '{name}' depends on data ({self.bound.unknown[name]}): the model "
-                    "cannot be deployed; run it whole, in ONNX Runtime"
+                    "cannot be cut; replicate it, which serves it as it is"
                 )
             partition.results[name] = self._result(name)
         return partition

@@ -10,7 +10,19 @@ from edge_attention.graphs.axes.rule import Does
 
 __all__ = ["Product", "products_in", "products_of", "weighty_axes"]
 
-_KINDS = ("MatMul", "Gemm", "FusedMatMul", "TransposeMatMul", "Einsum", "Conv", "DynamicQuantizeMatMul")
+_KINDS = (
+    "MatMul",
+    "Gemm",
+    "FusedMatMul",
+    "TransposeMatMul",
+    "Einsum",
+    "Conv",
+    "DynamicQuantizeMatMul",
+    "FusedConv",
+    "QGemm",
+    "QLinearConv",
+    "QLinearMatMul",
+)
 
 
 @dataclass(frozen=True)
@@ -23,12 +35,12 @@ class Product:
     first: tuple[int, ...]
     second: tuple[int, ...]
     weight: int | None
-    """Which operand is static; None: neither is."""
+    """Which input is static; None: neither is."""
 
     @property
     def of_weight(self) -> tuple[int, ...]:
         """What the static operand alone has."""
-        return self.second if self.weight == 1 else self.first
+        return self.second if self.weight else self.first
 
 
 def products_of(axes: Axes) -> list[Product]:
@@ -83,12 +95,14 @@ def products_in(axes: Axes) -> frozenset[int]:
 def _product(axes: Axes, number: int) -> Product | None:
     """The node as a product of two operands, if it is one."""
     rule, node = axes.rules[number], axes.bound.nodes[number]
-    if len(rule.operands) < 2 or not node.op_type.startswith(_KINDS):
+    places = (0, 3 if node.op_type.startswith("Q") else 1)  # quantised: each with its scale and zero point
+    if len(rule.operands) <= places[1] or not node.op_type.startswith(_KINDS):
         return None
-    inside = [{f for dim in side for f in dim} if side is not None else set() for side in rule.operands[:2]]
+    sides = [rule.operands[place] for place in places]
+    inside = [{f for dim in side for f in dim} if side is not None else set() for side in sides]
     if node.op_type == "Conv" and not inside[1]:
         return None
-    static = [name in axes.static for name in node.input[:2]]
+    static = [node.input[place] in axes.static for place in places]
     if all(static) or not all(inside):
         return None
     summed = [f for f, factor in enumerate(rule.factors) if factor.does is Does.SUM]
@@ -105,5 +119,5 @@ def _product(axes: Axes, number: int) -> Product | None:
         of(rest & inside[0] & inside[1]),
         of((rest & inside[0]) - inside[1]),
         of((rest & inside[1]) - inside[0]),
-        1 if static[1] else 0 if static[0] else None,
+        places[1] if static[1] else 0 if static[0] else None,
     )

@@ -11,13 +11,14 @@ from edge_attention.graphs.axes.making import MakesRule, Making
 from edge_attention.graphs.axes.rule import Rule
 from edge_attention.graphs.axes.rules_moves import MOVES
 from edge_attention.graphs.axes.rules_products import PRODUCTS
+from edge_attention.graphs.axes.rules_quantised import QUANTISED
 from edge_attention.graphs.axes.rules_reductions import REDUCTIONS
 from edge_attention.graphs.axes.rules_rows import ROWS
 from edge_attention.graphs.reading.needed import reads
 
 __all__ = ["rule_of"]
 
-_TABLE: Mapping[str, MakesRule] = {**PRODUCTS, **REDUCTIONS, **MOVES, **ROWS}
+_TABLE: Mapping[str, MakesRule] = {**PRODUCTS, **REDUCTIONS, **MOVES, **ROWS, **QUANTISED}
 """Operators of ONNX by name, of other domains as `domain.name`."""
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 from edge_attention.graphs.axes.making import MakesRule, Making, Side
 from edge_attention.graphs.axes.rule import Does
 
-__all__ = ["PRODUCTS"]
+__all__ = ["PRODUCTS", "ordered", "product"]
 
 _EACH = """
     Abs Acos Acosh Add And Asin Asinh Atan Atanh BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor
@@ -59,7 +60,7 @@ def _plain(rank: int) -> Side:
     return [(axis,) for axis in range(rank)]
 
 
-def _ordered(side: Side, order: Side) -> Side:
+def ordered(side: Side, order: Side) -> Side:
     """`side`, which is of a tensor whose dimensions were put in `order`, in the tensor's own order."""
     found: Side = [()] * len(side)
     for factors, (axis,) in zip(side, order, strict=True):
@@ -109,8 +110,8 @@ def gemm(make: Making) -> None:
     a: Side = [(1,), (0,)] if make.at("transA") else [(0,), (1,)]
     b: Side = [(1,), (0,)] if make.at("transB") else [(0,), (1,)]
     left, right, out = product(make, a, b)
-    make.operand(0, _ordered(left, a))
-    make.operand(1, _ordered(right, b))
+    make.operand(0, ordered(left, a))
+    make.operand(1, ordered(right, b))
     make.result(0, out)
     make.broadcast(2, out)
     if make.has(2):  # a bias that stayed: each of several parts would add it
@@ -120,8 +121,8 @@ def gemm(make: Making) -> None:
 def fused_matmul(make: Making) -> None:
     a, b = _turned(make, 0, "A"), _turned(make, 1, "B")
     left, right, out = product(make, a, b)
-    make.operand(0, _ordered(left, a))
-    make.operand(1, _ordered(right, b))
+    make.operand(0, ordered(left, a))
+    make.operand(1, ordered(right, b))
     make.result(0, out)
 
 
@@ -257,6 +258,19 @@ def cached_attention(make: Making) -> None:
     make.result(0, [rows, groups, shared, values])
 
 
+def experts(make: Making) -> None:
+    """MoE: rows `[..., hidden]` and what each thinks of the experts, `[rows, experts]`."""
+    rows = make.factors(make.x(0)[:-1])
+    hidden = make.factor(make.x(0)[-1], Does.WHOLE)
+    make.why = f"{make.label} has experts that look at all of a row"
+    make.operand(0, [*rows, hidden])
+    if len(make.x(1)) != 2 or make.x(1)[0] != prod(make.x(0)[:-1]):
+        make.whole(f"{make.label} has other rows than what it is told of them")
+        return
+    make.operand(1, [tuple(f for row in rows for f in row), make.factor(make.x(1)[1], Does.WHOLE)])
+    make.result(0, [*rows, hidden])
+
+
 PRODUCTS: Mapping[str, MakesRule] = {
     **dict.fromkeys(_EACH.split(), each),
     **dict.fromkeys(("com.microsoft.FusedMatMul", "com.microsoft.TransposeMatMul"), fused_matmul),
@@ -267,5 +281,6 @@ PRODUCTS: Mapping[str, MakesRule] = {
     "com.microsoft.DynamicQuantizeMatMul": dynamic_matmul,
     "com.microsoft.MatMulIntegerToFloat": matmul_to_float,
     "com.microsoft.MatMulNBits": matmul_nbits,
+    **dict.fromkeys(("com.microsoft.MoE", "com.microsoft.QMoE"), experts),
     "edge_attention.CachedAttention": cached_attention,
 }

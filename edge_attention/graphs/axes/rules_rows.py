@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from edge_attention.graphs.axes.making import MakesRule, Making, Side
 from edge_attention.graphs.axes.rule import Does
 
-__all__ = ["ROWS"]
+__all__ = ["ROWS", "conv", "window"]
 
 
-def conv(make: Making) -> None:
-    """Patches (a kernel as wide as its stride) split an axis; a kernel of 1 carries it; others overlap."""
-    x, w, y = make.x(0), make.x(1), make.y()
+def conv(
+    make: Making,
+    weight: int = 1,
+    bias: int | None = 2,
+    by_channel: Sequence[int] = (),
+    rounds: bool = False,
+) -> None:
+    """Patches (a kernel as wide as its stride) split an axis; a kernel of 1 carries it; others overlap.
+
+    Args:
+        weight, bias: the inputs that have them.
+        by_channel: inputs that may have a number for each channel that is made.
+        rounds: what is summed is rounded, or goes through a function, so that parts cannot add it.
+    """
+    x, w, y = make.x(0), make.x(weight), make.y()
     groups, spatial = make.at("group", 1), len(x) - 2
     kernel = make.at("kernel_shape") or list(w[2:])
     strides = make.at("strides") or [1] * spatial
@@ -22,36 +34,51 @@ def conv(make: Making) -> None:
     batch = make.factor(x[0])
     group = make.factor(groups)
     # A bias would be added by each of several parts that have some of what is summed over.
-    one = Does.SUM if not make.has(2) else Does.WHOLE
+    biased = bias is not None and make.has(bias)
+    one = Does.WHOLE if rounds or biased else Does.SUM
     inner, outer = make.factor(w[1], one), make.factor(w[0] // groups)
     left: Side = [batch, (*group, *inner)]
     right: Side = [batch, (*group, *outer)]
-    weight: Side = [(*group, *outer), inner]
+    kernels: Side = [(*group, *outer), inner]
     for axis in range(spatial):
         size, made, wide = x[2 + axis], y[2 + axis], kernel[axis]
         if wide == 1 and strides[axis] == 1 and plain:
             factor = make.factor(size)
             left.append(factor)
             right.append(factor)
-            weight.append(())
+            kernels.append(())
         elif wide == strides[axis] and plain and dilations[axis] == 1 and size == made * wide:
             row, within = make.factor(made), make.factor(wide)
             make.must(within, f"{make.label} takes patches")
             left.append((*row, *within))
             right.append(row)
-            weight.append(within)
+            kernels.append(within)
         else:
             left.append(make.factor(size, Does.WHOLE))
             right.append(make.factor(made, Does.WHOLE))
-            weight.append(make.factor(wide, Does.WHOLE))
+            kernels.append(make.factor(wide, Does.WHOLE))
             make.why = f"{make.label} looks at what lies beside it"
-    if make.has(2) and not make.why:
-        make.why = f"{make.label} sums over it, and adds a bias"
+    if one is Does.WHOLE and not make.why:
+        make.why = f"{make.label} sums over it, and {'rounds' if rounds else 'adds a bias'}"
     make.operand(0, left)
-    make.operand(1, weight)
-    make.operand(2, [(*group, *outer)])
+    make.operand(weight, kernels)
+    for position in (*by_channel, *([bias] if bias is not None else [])):
+        if make.has(position) and make.x(position) == (w[0],):
+            make.operand(position, [(*group, *outer)])
     make.result(0, right)
     make.localised = groups > 1
+
+
+def conv_integer(make: Making) -> None:
+    """`x, w`, the zero point of x, that of w or one a channel."""
+    conv(make, bias=None, by_channel=(3,))
+
+
+def fused_conv(make: Making) -> None:
+    """ONNX Runtime's: something is added to it, and a function done, before it is given on."""
+    conv(make, rounds=True)
+    if make.has(3):
+        make.operand(3, make.results(0))
 
 
 def window(make: Making) -> None:
@@ -101,8 +128,17 @@ def recurrent(make: Making) -> None:
     make.why = f"{make.label} runs over the tokens, one after the other"
 
 
+def inside(make: Making) -> None:
+    """If, Loop and Scan, which run graphs inside over all that they are given."""
+    what = "decides by data" if make.node.op_type == "If" else "runs over it, one after the other"
+    make.whole(f"{make.label} {what}")
+
+
 ROWS: Mapping[str, MakesRule] = {
     **dict.fromkeys(("AveragePool", "LpPool", "MaxPool", "Resize"), window),
     **dict.fromkeys(("GRU", "LSTM", "RNN"), recurrent),
+    **dict.fromkeys(("If", "Loop", "Scan"), inside),
     "Conv": conv,
+    "ConvInteger": conv_integer,
+    "com.microsoft.FusedConv": fused_conv,
 }

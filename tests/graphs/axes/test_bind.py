@@ -220,7 +220,9 @@ def test_an_if_that_shapes_decide_is_the_branch_that_is_taken():
 
 def test_what_data_decides_is_unknown_and_says_so():
     nodes = [
-        node("If", "flag", "a", **branches([node("Relu", "x", "out")], [node("Neg", "x", "out")])),
+        node(
+            "If", "flag", "a", **branches([node("Relu", "x", "out")], [node("Concat", "x x", "out", axis=0)])
+        ),
         node("MatMul", "a w", "b"),
         node("NonZero", "x", "places"),
         node("Transpose", "places", "y"),

@@ -37,6 +37,15 @@ def ints(*values: int) -> Array:
     return np.array(values, np.int64)
 
 
+def levels(*shape: int) -> Array:
+    return whole(*shape, below=200, dtype=np.uint8)
+
+
+STEP, COARSE, ZERO = np.array(0.05, np.float32), np.array(0.9, np.float32), np.array(7, np.uint8)
+STEPS, ZEROS = np.linspace(0.02, 0.1, 5, dtype=np.float32), np.full(5, 9, np.uint8)
+"""Of numbers of 8 bits: scales and zero points, one and by column."""
+
+
 class One:
     """A node with its inputs; those at `held` are constants of the model."""
 
@@ -250,6 +259,101 @@ COMPUTED = {
     "lstm": (
         One("LSTM", [floats(5, 2, 3), floats(1, 16, 3), floats(1, 16, 4)], 2, hidden_size=4),
         "cwwwwwwwww",
+    ),
+    "quantised product": (
+        One("QLinearMatMul", [levels(2, 3, 4), STEP, ZERO, levels(4, 5), STEPS, ZEROS, COARSE, ZERO]),
+        "ccwc",
+    ),
+    "quantised gemm": (
+        One(
+            "com.microsoft:QGemm",
+            [levels(3, 4), STEP, ZERO, levels(5, 4), STEP, ZERO, whole(5, dtype=np.int32), COARSE, ZERO],
+            transB=1,
+        ),
+        "cwc",
+    ),
+    "quantised sum": (
+        One(
+            "com.microsoft:QLinearAdd", [levels(2, 3, 4), STEP, ZERO, levels(3, 1), STEP, ZERO, COARSE, ZERO]
+        ),
+        "ccc",
+    ),
+    "quantised times": (
+        One("com.microsoft:QLinearMul", [levels(2, 3, 4), STEP, ZERO, levels(4), STEP, ZERO, COARSE, ZERO]),
+        "ccc",
+    ),
+    "quantised sigmoid": (
+        One("com.microsoft:QLinearSigmoid", [levels(2, 3), STEP, ZERO, STEP, ZERO]),
+        "cc",
+    ),
+    "quantised softmax": (
+        One("com.microsoft:QLinearSoftmax", [levels(2, 3), STEP, ZERO, STEP, ZERO], axis=-1, opset=13),
+        "cf",
+    ),
+    "quantised softmax of old": (
+        One("com.microsoft:QLinearSoftmax", [levels(2, 3, 4), STEP, ZERO, STEP, ZERO], axis=1, opset=12),
+        "wwwwww",
+    ),
+    "quantised where": (
+        One(
+            "com.microsoft:QLinearWhere",
+            [
+                whole(3, 4, below=2).astype(bool),
+                levels(4),
+                STEP,
+                ZERO,
+                levels(3, 1),
+                STEP,
+                ZERO,
+                COARSE,
+                ZERO,
+            ],
+        ),
+        "cc",
+    ),
+    "quantised join": (
+        One(
+            "com.microsoft:QLinearConcat",
+            [COARSE, ZERO, levels(2, 3, 4), STEP, ZERO, levels(2, 5, 4), STEP, ZERO],
+            axis=1,
+        ),
+        "ccwww",
+    ),
+    "quantised patches": (
+        One(
+            "QLinearConv",
+            [
+                levels(2, 3, 8, 4),
+                STEP,
+                ZERO,
+                levels(5, 3, 2, 4),
+                STEPS,
+                ZEROS,
+                COARSE,
+                ZERO,
+                whole(5, dtype=np.int32),
+            ],
+            kernel_shape=[2, 4],
+            strides=[2, 4],
+        ),
+        "cwccww",
+    ),
+    "quantised pool": (
+        One("com.microsoft:QLinearGlobalAveragePool", [levels(2, 3, 4, 5), STEP, ZERO, STEP, ZERO]),
+        "ccww",
+    ),
+    "convolution of integers": (
+        One("ConvInteger", [levels(2, 3, 8), levels(5, 3, 1), ZERO, ZERO], kernel_shape=[1]),
+        "cscc",
+    ),
+    "fused convolution": (
+        One(
+            "com.microsoft:FusedConv",
+            [floats(2, 3, 8, 1), floats(5, 3, 1, 1), floats(5)],
+            kernel_shape=[1, 1],
+            activation="Relu",
+        ),
+        "cwcc",
     ),
 }
 _LETTERS = {
