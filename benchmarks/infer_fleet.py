@@ -37,6 +37,8 @@ from aggregator.inference.runner import ModelRunner
 from aggregator.server import ServerSettings, running
 from benchmarks.infer_compute import forms_of
 from benchmarks.infer_models import feeds_of, whole_session
+from edge_attention import loop
+from edge_attention.allocator import keep_blocks
 from edge_attention.core.placement.cuts.boxes import BoxLinks, ComputeBox
 from edge_attention.core.placement.cuts.choice import PlanWanted, PredictedPlan, family_of
 from edge_attention.core.schedule.plan import CutPlan, Stage
@@ -46,6 +48,7 @@ from edge_attention.graphs.axes.folder import CutFolder, write_cut
 from edge_attention.graphs.axes.model_reading import open_model
 from edge_attention.graphs.axes.narrow import narrow_places
 from edge_attention.graphs.axes.planning import plan_model, repredicted, segments_work
+from edge_attention.grpc_polling import poll_directly
 
 __all__ = ["FleetFailed", "FleetRan", "FleetSetting", "node_fleet", "run_fleet"]
 
@@ -116,6 +119,7 @@ def run_fleet(setting: FleetSetting, seconds: float = 600.0) -> FleetRan:
         command = [sys.executable, "-m", "benchmarks.infer_fleet", file.name]
         if setting.mbit:
             command = ["unshare", "-n", *command]
+        poll_directly()  # the aggregator, too, as `edge-aggregator` does before it loads gRPC
         environment = os.environ | {"OMP_NUM_THREADS": "1", "GRPC_VERBOSITY": "ERROR"}
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
             try:
@@ -337,8 +341,9 @@ def main() -> None:
     setting = FleetSetting(**given)
     if setting.mbit:
         _shape_network(setting.mbit)
+    keep_blocks()
     with tempfile.TemporaryDirectory() as folder:
-        found = asyncio.run(_run(setting, Path(folder)))
+        found = loop.run(_run(setting, Path(folder)))
     print(json.dumps(asdict(found)))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 import os
 import re
@@ -18,6 +16,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from edge_attention.allocator import keep_blocks
 from edge_attention.core.addresses import meant_by
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.printable import shown
@@ -35,8 +34,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-_M_ARENA_MAX = -8  # malloc.h
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -229,16 +226,13 @@ _ALIKE = 1024
 
 def set_up(level: str) -> None:
     """What both daemons begin with, before they load gRPC: files for this user only; a log on stderr, a line
-    each (time, level, message); few free bytes kept."""
+    each (time, level, message); memory that is used again."""
     # What fails is said in our words; gRPC's own would come beside them, at every try.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     poll_directly()
     # What is kept is for this user; where a group is to read something, its mode is set.
     os.umask(0o077)
-    # glibc gives every thread a heap of its own, and each keeps what was freed there. Other C libraries
-    # have no such call.
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+    keep_blocks()
     handler = logging.StreamHandler()
     handler.addFilter(Seldom())
     handler.setFormatter(OneLine("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
