@@ -59,6 +59,7 @@ _TOGETHER = frozenset(
     ]
 )
 """Operators whose operands have to fit each other: where they do not, the sizes are none the model has."""
+_ROUNDS = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeMatMul", "QuantizeLinear"})
 _BODIES = ("If", "Loop", "Scan", "SequenceMap")
 _STACKED = 3
 """Dimensions of a weight that is several matrices."""
@@ -127,6 +128,8 @@ class _Binding:
         self._rows: dict[str, NodeProto] = {}
         """By what they make: nodes by which an older softmax is written."""
         self._count = 0
+        self._loosened = ""
+        self._rounds = any(node.op_type in _ROUNDS for node in self._graph.node)
 
     def bound(self) -> BoundGraph:
         queue = deque(self._graph.node)
@@ -190,13 +193,16 @@ class _Binding:
             return ()
         if (node.op_type in ("Shape", "Size") and self._shape(node)) or self._fold(node):
             return ()
-        instead = lowered(node, Lowering(self._known.form, self._known.value, self._fresh, self._opsets))
+        write = Lowering(self._known.form, self._known.value, self._fresh, self._opsets)
+        instead = lowered(node, write, self._rounds)
         if instead is not None:
             for name, array in instead.literals.items():
                 self._known.add(name, array, sized=False)
             for name, array in instead.derived.items():
                 self._known.add(name, array, sized=True)
             if not self._fused:
+                if self._rounds and node.op_type == "GroupQueryAttention":
+                    self._loosened = self._loosened or _label(node)
                 return instead.nodes
             self._follow(node, instead.nodes)
             return ()
@@ -449,6 +455,7 @@ class _Binding:
             self._ir_version,
             uses.pieces,
             unknown,
+            self._loosened,
         )
 
 

@@ -36,6 +36,8 @@ class BoundGraph:
         inputs, outputs: the model's.
         opsets: domain -> version.
         ir_version: of the file.
+        loosened: of a model that rounds to 8 bits the first fused operator that was taken apart and rounds
+            otherwise than what stands in its place. Empty: there is none.
     """
 
     nodes: tuple[NodeProto, ...]
@@ -49,6 +51,7 @@ class BoundGraph:
     ir_version: int
     pieces: Mapping[str, Extent] = field(default_factory=dict)
     unknown: Mapping[str, str] = field(default_factory=dict)
+    loosened: str = ""
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.specs[name].shape

@@ -115,6 +115,12 @@ def _quantised_concat(forms: Forms, at: Attributes) -> list[TensorForm]:
     return [TensorForm(given[0].dtype, (*shape[:axis], size, *shape[axis + 1 :]))]
 
 
+def _embeddings(forms: Forms, at: Attributes) -> list[TensorForm]:
+    ids, words = _known(forms[0]), _known(forms[2])
+    normal = TensorForm("float32", (*ids.shape, words.shape[1]))
+    return [normal, TensorForm("int32", ids.shape[:1]), normal]
+
+
 def _quantised_lstm(forms: Forms, at: Attributes) -> list[TensorForm]:
     x, directions = _known(forms[0]), 2 if at.get("direction", b"") == b"bidirectional" else 1
     tokens, batch = x.shape[:2]
@@ -143,11 +149,13 @@ OTHERS: Mapping[tuple[str, str], MakesForms] = {
     ("com.microsoft", "BiasAdd"): _each(0, 1, 2),
     ("com.microsoft", "DynamicQuantizeLSTM"): _quantised_lstm,
     ("com.microsoft", "DynamicQuantizeMatMul"): _quantized_matmul,
+    ("com.microsoft", "EmbedLayerNormalization"): _embeddings,
     ("com.microsoft", "FusedConv"): _like("Conv", 0, 1),
     ("com.microsoft", "FusedGemm"): _like("Gemm", 0, 1),
     ("com.microsoft", "FusedMatMul"): _fused_matmul,
     ("com.microsoft", "MatMulIntegerToFloat"): _quantized_matmul,
     ("com.microsoft", "MatMulNBits"): _matmul_nbits,
+    ("com.microsoft", "QEmbedLayerNormalization"): _embeddings,
     ("com.microsoft", "QLinearAdd"): _each(0, 3),
     ("com.microsoft", "QLinearAveragePool"): _like("AveragePool", 0),
     ("com.microsoft", "QLinearConcat"): _quantised_concat,

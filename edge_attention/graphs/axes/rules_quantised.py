@@ -78,6 +78,20 @@ def _concat(make: Making) -> None:
     make.result(0, side)
 
 
+def _embeddings(make: Making) -> None:
+    """Ids `[batch, tokens]`, segments and a mask like them: it counts the places of tokens itself."""
+    batch = make.factor(make.x(0)[0])
+    tokens, hidden = (make.factor(size, Does.WHOLE) for size in make.y()[1:])
+    make.why = f"{make.label} counts places along it"
+    for position in (0, 1, 7):
+        make.operand(position, [batch, tokens])
+    if make.has(8) and make.node.op_type.startswith("Embed"):  # where it is told of places
+        make.operand(8, [batch if make.x(8)[0] > 1 else (), tokens])
+    make.result(0, [batch, tokens, hidden])
+    make.result(1, [batch])
+    make.result(2, [batch, tokens, hidden])
+
+
 def _softmax(make: Making) -> None:
     """Along its axis; of before opset 13, which it says, over all from there on."""
     rank, axis = len(make.y()), make.at("axis", -1)
@@ -93,6 +107,9 @@ QUANTISED: Mapping[str, MakesRule] = {
     **dict.fromkeys(("QLinearConv", "com.microsoft.QLinearConv"), _conv),
     **dict.fromkeys(("QLinearMatMul", "com.microsoft.QGemm"), _product),
     **dict.fromkeys(("com.microsoft.QLinearAveragePool", "com.microsoft.QLinearGlobalAveragePool"), _pool),
+    **dict.fromkeys(
+        ("com.microsoft.EmbedLayerNormalization", "com.microsoft.QEmbedLayerNormalization"), _embeddings
+    ),
     "com.microsoft.QLinearConcat": _concat,
     "com.microsoft.QLinearSoftmax": _softmax,
     "com.microsoft.QLinearWhere": _each(0, 1, 4),

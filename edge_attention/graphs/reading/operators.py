@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["DOMAINS", "OPERATORS", "REPLACED", "of_operators", "standard"]
+__all__ = ["DOMAINS", "LAYOUTS", "OPERATORS", "REPLACED", "of_operators", "standard"]
 
 _STANDARD = """
     Abs Acos Acosh Add AffineGrid And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool
@@ -94,6 +94,9 @@ OPERATORS: Mapping[str, frozenset[str]] = {
 
 REPLACED = frozenset({"Scatter", "Upsample"})
 """Operators of old versions that a model may have which is raised to a new one before it runs."""
+
+LAYOUTS = frozenset({"com.microsoft.nchwc", "com.ms.internal.nhwc"})
+"""Domains of operators in the layout of one processor."""
 
 DOMAINS: Mapping[str, tuple[int, int]] = {"": (13, 26), "ai.onnx.ml": (1, 5), "com.microsoft": (1, 1)}
 """Domain to the first and the last version of its operators."""

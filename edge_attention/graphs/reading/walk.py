@@ -14,7 +14,7 @@ from edge_attention.graphs.reading.bounds import (
     MAX_VALUES,
 )
 from edge_attention.graphs.reading.names import check_name
-from edge_attention.graphs.reading.operators import OPERATORS, REPLACED, standard
+from edge_attention.graphs.reading.operators import LAYOUTS, OPERATORS, REPLACED, standard
 from edge_attention.graphs.reading.tensors import STRING, check_tensor, check_type
 
 __all__ = ["Key", "Walk", "key_of"]
@@ -158,6 +158,11 @@ class Walk:
         if key in self._functions:
             size += self.function(key)
             inner = self._typed[key]
+        elif domain in LAYOUTS:
+            raise InvalidGraph(
+                f"{where}: {label} is of domain {node.domain!r}: ONNX Runtime wrote the file for its own "
+                "processor; bring the file it was made of, or one optimised as ORT_ENABLE_EXTENDED says"
+            )
         elif domain not in OPERATORS:
             raise InvalidGraph(
                 f"{where}: {label} is of domain {node.domain!r}, which is not allowed; the domains are "

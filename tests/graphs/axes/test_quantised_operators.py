@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 
+from edge_attention.core.schedule.schedule import TensorForm
 from edge_attention.core.tensors import Array
-from edge_attention.graphs.axes.cut import analyse
+from edge_attention.graphs.axes.bind import bind
+from edge_attention.graphs.axes.cut import analyse, sizes_of
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.axes.narrow import narrow_places
+from tests.graphs.axes.export_feeds import LENGTHS, feeds_for
 from tests.graphs.axes.model_plans import PLANS, plan_of, try_plan, whole_answer
 from tests.graphs.axes.test_lower import check, one_node
 
@@ -117,6 +128,53 @@ def test_parts_have_the_bits_of_the_whole(quantised: OpenModel, plan: str, parts
 
 def test_its_layers_are_between_its_numbers_of_8_bits(quantised: OpenModel) -> None:
     assert len(narrow_places(axes_of(quantised))) >= 3
+
+
+EXPORTS = Path(__file__).with_name("exports")
+
+
+def fused_and_quantised(name: str, folder: Path) -> tuple[OpenModel, Axes, dict[str, Array]]:
+    """A file that ONNX Runtime's optimizer fused, or a builder wrote so, quantised by `quantize_dynamic`."""
+    path = folder / "model.onnx"
+    quantize_dynamic(
+        EXPORTS / f"{name}.onnx",
+        path,
+        weight_type=QuantType.QInt8,
+        extra_options={"DefaultTensorType": TensorProto.FLOAT},
+    )
+    model = open_model(path)
+    feeds = feeds_for(model.model.graph, LENGTHS[0])
+    forms = {name: TensorForm(str(value.dtype), value.shape) for name, value in feeds.items()}
+    return model, analyse(model, sizes_of(model, forms)), feeds
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_fused_operators_of_a_quantised_file_keep_their_bits(plan: str, tmp_path: Path) -> None:
+    """Attention is taken apart, which changes no bit; norms of sums and embeddings would, and stay."""
+    model, axes, feeds = fused_and_quantised("bert_fused", tmp_path)
+    kinds = {node.op_type for node in model.model.graph.node}
+    assert {"QAttention", "QEmbedLayerNormalization", "SkipLayerNormalization"} <= kinds
+    found = try_plan(model, axes, plan_of(plan, axes, 2), feeds, whole_answer(model.path, feeds))
+    assert (found.error, found.why) == (0, "")
+
+
+def test_grouped_attention_of_a_quantised_file_is_exact_as_it_is_alone(tmp_path: Path) -> None:
+    model, axes, feeds = fused_and_quantised("llama_genai", tmp_path)
+    wanted = whole_answer(model.path, feeds)
+    for plan in PLANS:
+        found = try_plan(model, axes, plan_of(plan, axes, 2), feeds, wanted)
+        if plan in ("replicate", "layers"):
+            assert (found.error, found.why) == (0, "")
+        else:
+            assert "GroupQueryAttention" in found.why
+            assert "layers and replicate answer to the bit" in found.why
+
+
+def test_a_fused_operator_that_is_not_as_it_should_be_stays() -> None:
+    """As ONNX Runtime's quantizer makes one of ONNX's own Attention: nobody runs it."""
+    inputs = [levels(1, 2, 3, 4), levels(8, 24), np.zeros(24, np.float32), scalar(0.1), scalar(0.1)]
+    model, _ = one_node("QAttention", list(inputs), num_heads=2, opset=17)
+    assert [node.op_type for node in bind(model, {}).nodes] == ["QAttention"]
 
 
 def levels(*shape: int, dtype: type = np.uint8) -> Array:
