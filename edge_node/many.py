@@ -50,6 +50,8 @@ STORE_BYTES = 1 << 30
 """Of a node, at most: none takes it before it is needed."""
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """That run graphs, of all nodes together."""
+KEY = b"simulated"
+"""Of digests of data that is nobody's secret here."""
 BRIEF_SECONDS = 0.005
 """A program that is not over in this runs in a thread the next time."""
 
@@ -63,12 +65,14 @@ class ManySettings:
         threads: of a graph.
         files: dataset -> its file, as `edge-node --data` takes it.
         nodes: each node's settings.
+        kept: the run outlives this process, and nodes tell whether their rows are the same then.
     """
 
     aggregator: str
     threads: int
     files: dict[str, str]
     nodes: tuple[SimulatedNode, ...]
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,12 +161,14 @@ class ManyNodes:
     Args:
         dial: the way to the aggregator, one for each connection of a node.
         tables: dataset -> all rows there are.
+        kept: see ManySettings.
     """
 
     nodes: Sequence[SimulatedNode]
     dial: Callable[[], Connector]
     tables: Mapping[str, Table]
     engine: runtime.Runtime
+    kept: bool = False
     links: dict[str, link.NodeLink] = field(default_factory=dict)
     ended: dict[str, str] = field(default_factory=dict)
     """Node -> why it has ended for good."""
@@ -230,7 +236,10 @@ class ManyNodes:
 
     def _dataset(self, name: str, rows: Sequence[int] | None) -> LocalDataset:
         table = self.tables[name]
-        return LocalDataset(name, table if rows is None else table.take(np.array(rows, np.int64)))
+        found = LocalDataset(name, table if rows is None else table.take(np.array(rows, np.int64)))
+        if self.kept:
+            found.tell_changes(KEY)
+        return found
 
 
 def main() -> None:
@@ -246,7 +255,7 @@ def main() -> None:
 
 async def _over_grpc(settings: ManySettings, tables: Mapping[str, Table]) -> None:
     engine = shared_runtime(settings.threads)
-    many = ManyNodes(settings.nodes, lambda: Dial(settings.aggregator), tables, engine)
+    many = ManyNodes(settings.nodes, lambda: Dial(settings.aggregator), tables, engine, settings.kept)
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, many.leave)
     await many.run()

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edge_attention.core.messages.attention import AttendRequest, AttendResponse
+from edge_attention.core.messages.attention import AttendRequest, AttendResponse, Missing
 from edge_attention.core.printable import shown
+from edge_attention.core.sentence import Away, Sentence
 
 QUERIES = 50
 """Latest queries remembered one by one; all of them are counted by span."""
@@ -83,7 +84,7 @@ class AttendActivity:
                 mass[shard.node] = mass.get(shard.node, 0.0) + share
         seen = sum(len(tokens) for tokens in response.coverage)
         missing = sum(one.count for one in response.missing)
-        why = [f"{m.count:,} tokens of {' and '.join(m.holders)}: {m.reason}" for m in response.missing]
+        why = [_lacked(missing) for missing in response.missing]
         if len(why) > REASONS:
             why[REASONS:] = [f"and {len(why) - REASONS} more shards"]
         self._add(
@@ -129,6 +130,13 @@ class AttendActivity:
         for node, share in query.mass.items():
             if node in span.sums or len(span.sums) < NODES:
                 span.sums[node] = span.sums.get(node, 0.0) + share
+
+
+def _lacked(missing: Missing) -> str:
+    """What an answer lacks, and why: which is not said of nodes that are away where others say it."""
+    what, reason = f"{missing.count:,} tokens of {' and '.join(missing.holders)}", missing.reason
+    away = reason.only if isinstance(reason, Sentence) else frozenset[str]()
+    return Sentence(what, Away(f": {reason}", away)) if away else f"{what}: {reason}"
 
 
 def _rows(request: AttendRequest) -> int:

@@ -12,6 +12,7 @@ from aggregator.attention.contexts import Contexts, StoredContext
 from aggregator.fleet.membership import Membership
 from aggregator.observe.page import Fleet, Lack, PagePart, Trouble, number
 from edge_attention.core.messages.attention import Context
+from edge_attention.core.sentence import Sentence
 
 CONTEXTS = 100
 RANGES = 200
@@ -90,10 +91,13 @@ def troubles(now: float, queries: Iterable[Query], spans: Iterable[Span]) -> Ite
             query = last[outcome]
             clock = time.strftime("%H:%M:%S", time.localtime(query.time))
             so = ", lacked " if outcome == "partial" else ": "
-            why = f" The last, at {clock}{so}{'; '.join(query.why[:NAMED])}." if query.why else ""
+            why = Sentence(f" The last, at {clock}{so}", Sentence.joined("; ", query.why[:NAMED]), ".")
             were = "was partial" if count == 1 else "were partial"
             kind = were if outcome == "partial" else "failed"
-            text = f"{count:,} of {total:,} queries in the last five minutes {kind}.{why}"
+            text = Sentence(
+                f"{count:,} of {total:,} queries in the last five minutes {kind}.",
+                *([why] if query.why else ()),
+            )
             # What was asked of that context since was answered in full: what was wrong is over.
             over = latest[query.context] == "exact"
             yield f"answers/{outcome}", Trouble("warn", text, since=query.time if over else None, over=over)

@@ -31,6 +31,7 @@ from edge_attention.core.errors import (
 from edge_attention.core.messages.link import Cancel
 from edge_attention.core.messages.program import Call, Contribution, Instruction, Program
 from edge_attention.core.printable import shown
+from edge_attention.core.sentence import Away, Sentence
 from edge_attention.core.tensors import Array
 from edge_attention.core.transitions import told
 
@@ -275,13 +276,10 @@ class Dispatcher:
             left = until - time.monotonic()
             if left <= 0:
                 return False
-            states = ", ".join(
-                f"node {n!r} ({self._membership.state(n).value if self._membership.get(n) else 'never seen'})"
-                for n in away
-            )
+            states = Sentence.joined(", ", map(self._away, away))
             if said != states:
                 clock = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
-                say(f"{states}, until {clock} ({patience:.0f} s in all)")
+                say(Sentence(states, f", until {clock} ({patience:.0f} s in all)"))
                 said = states
             changed = self._changed
             try:
@@ -310,8 +308,12 @@ class Dispatcher:
             if member is not None and not member.live:
                 left = max(self._membership.ends(member) - time.monotonic(), 0.0)
                 clock = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
-                away.append(f"node {node!r} ({member.state.value}), whose lease ends at {clock}")
-        return ", ".join(away)
+                away.append(Sentence(self._away(node), f", whose lease ends at {clock}"))
+        return Sentence.joined(", ", away)
+
+    def _away(self, node: str) -> Sentence:
+        state = self._membership.state(node).value if self._membership.get(node) else "never seen"
+        return Sentence(f"node {node!r}", Away(f" ({state})", frozenset({node})))
 
     def _send(self, running: _Running, node: str, program: Program | Call) -> None:
         connection = self._connections.get(node)

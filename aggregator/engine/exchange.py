@@ -36,6 +36,7 @@ from edge_attention.core.errors import (
 )
 from edge_attention.core.messages.fleet import NodeState
 from edge_attention.core.messages.program import Call, Contribution, Program
+from edge_attention.core.sentence import Away, Sentence
 from edge_attention.core.tensors import Array
 from edge_attention.core.transitions import Transition, recent
 
@@ -423,8 +424,11 @@ class Exchange:
 
     def _why(self, shard: Shard) -> str:
         reasons = list(shard.tried.values())
+        away = frozenset(name for name in shard.assignment.holders if not self._live(name))
         for name in shard.assignment.holders:
             if name not in shard.tried:
                 asked = f"node {name!r} has not answered in time"
-                reasons.append(asked if self._live(name) else f"node {name!r} is {self._state(name).value}")
-        return "; ".join(reasons)
+                reasons.append(f"node {name!r} is {self._state(name).value}" if name in away else asked)
+        text = "; ".join(reasons)
+        only = not shard.tried and len(away) == len(shard.assignment.holders)
+        return Sentence(Away(text, away)) if text and only else text

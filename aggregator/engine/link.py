@@ -176,6 +176,8 @@ class FleetLink:
         )
         how = "resumed" if admission.resumed else "registered"
         log.info("node %s %s from %s", name, how, context.peer())
+        if admission.replaced:
+            log.warning("node %s has other data than before in %s", name, admission.replaced)
         releases = list(register.releases)
         if previous is None or not admission.resumed:  # else it was never away: a message came damaged
             self._audit.write(how, subject=f"node/{name}", peer=context.peer(), releases=releases)

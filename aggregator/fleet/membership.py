@@ -18,6 +18,8 @@ TURNS = 512
 """Changes of nodes' states that are remembered."""
 MEMBERS = 10_000
 """Nodes remembered, those that are gone included."""
+NAMED = 3
+"""Datasets that a change names."""
 DESCRIPTIONS = 7 * 512 * 1024
 """Bytes of what clients are told of all of them: a list of the fleet is one message, of 4 MiB at most."""
 
@@ -68,10 +70,14 @@ class Member:
 
 @dataclass(frozen=True)
 class NodeAdmission:
-    """A node was let in. `resumed`: the same process as before, with its session."""
+    """A node was let in. `resumed`: the same process as before, with its session.
+
+    `replaced`: datasets of which its process before has declared something else, as a list of a few.
+    """
 
     member: Member
     resumed: bool
+    replaced: str = ""
 
 
 class Membership:
@@ -141,6 +147,7 @@ class Membership:
         stored = sum(len(sequence.name) + STORED_NAME for sequence in register.sequences)
         self._make_room(register.name, described, stored)
         before = self.state(register.name)
+        replaced = _replaced(member.register, register) if member is not None and not same else ""
         self._epoch += 1
         metrics = member.metrics if member is not None and resumed else b""
         member = Member(
@@ -152,8 +159,10 @@ class Membership:
         self._by_name = None
         self._expected.pop(register.name, None)
         how = "resumed" if resumed else "registered"
+        if replaced:
+            how += f", with other data in {replaced}"
         self.transitions.append((now, (register.name, how), before, member.state))
-        return NodeAdmission(member, resumed)
+        return NodeAdmission(member, resumed, replaced)
 
     def _make_room(self, name: str, described: int, stored: int) -> None:
         """For node `name`: forget those that have been lost longest, or refuse it.
@@ -365,3 +374,18 @@ class Membership:
             )
             for m in (self.members() if members is None else members)
         )
+
+
+def _replaced(before: Register, now: Register) -> str:
+    """Datasets of both of which something is another; a digest that only one says tells nothing."""
+    known = {dataset.name: dataset for dataset in before.datasets}
+    found = []
+    for dataset in now.datasets:
+        was = known.get(dataset.name)
+        if was is None:
+            continue
+        told = bool(was.digest and dataset.digest)
+        if replace(was, digest="") != replace(dataset, digest="") or (told and was.digest != dataset.digest):
+            found.append(repr(dataset.name))
+    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    return ", ".join(found[:NAMED]) + more

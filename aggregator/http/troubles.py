@@ -6,13 +6,13 @@ seconds that count on; `since` is for that.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from aggregator.observe.page import Fleet, Lack, PagePart, Trouble
 from aggregator.store import disk
 from edge_attention.core.messages.fleet import Node, NodeState
+from edge_attention.core.sentence import Sentence
 from edge_attention.trust.certificates import moment
 
 LOST_SECONDS = 3600.0
@@ -50,20 +50,8 @@ def troubles(fleet: Fleet, parts: Iterable[PagePart]) -> dict[str, dict[str, obj
 
 
 def _once(text: str, away: Collection[str]) -> str:
-    """A sentence of what comes of it, without why nodes are away of which another sentence tells.
-
-    >>> _once("200 tokens of b: node 'b' is lost; run r waits for node 'b' (lost), c (lost)", ["b"])
-    "200 tokens of b; run r waits for node 'b', c (lost)"
-    """
-
-    def without(said: re.Match[str]) -> str:
-        who, quoted, bare, of = said.groups()
-        return (who or "") if (quoted or bare or of) in away else said[0]
-
-    return _LOST_TOLD.sub(without, text)
-
-
-_LOST_TOLD = re.compile(r"(node '([^']+)'|\b([\w.-]+)) \(lost\)|: node '([^']+)' is lost")
+    """A sentence of what comes of it, without why nodes are away of which another sentence tells."""
+    return text.without(away) if isinstance(text, Sentence) else text
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from edge_attention.core.errors import (
     NotFound,
     Unavailable,
 )
-from edge_attention.core.messages.inference import DeployedModel
+from edge_attention.core.messages.inference import DeployedModel, DeploymentState
 
 __all__ = ["DeploymentRegistry"]
 
@@ -72,9 +72,20 @@ class DeploymentRegistry:
         """
         found = self.serving.get(name)
         if found is None:
+            if (coming := self.coming(name)) is not None:
+                raise NotFound(
+                    f"model {name!r} is not deployed yet: its version {coming.version} is "
+                    f"{coming.life.state.value}; see how far it is with: edge-attention models {name}"
+                )
             known = ", ".join(sorted(self.serving)) or "none"
             raise NotFound(f"no model {name[:80]!r} is deployed; deployed here: {known}")
         return found
+
+    def coming(self, name: str) -> Deployed | None:
+        """The version of that name which is under way to nodes, and serves later."""
+        early = (DeploymentState.PLANNING, DeploymentState.DELIVERING)
+        found = [one for one in self.all.values() if one.name == name and one.life.state in early]
+        return max(found, key=lambda one: one.version, default=None)
 
     def described(self, deployed: Deployed) -> DeployedModel:
         """As clients see it."""

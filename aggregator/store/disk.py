@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["FULL", "folder_bytes", "room", "state_bytes"]
+__all__ = ["FULL", "folder_bytes", "room", "scarce", "state_bytes"]
 
 FULL = 0.1
 """Share of the disk that is left from which it is said: appends and uploads are refused a little later."""
-_KINDS = {"runs": "runs", "blobs": "blobs", "deployments": "deployments", "spool": "spool"}
+_KINDS = ("runs", "blobs", "deployments", "spool", "plans")
+"""Folders in the state folder; `plans`: what jobs are planned in, and plans for jobs that come again."""
 
 
 def room(folder: Path) -> tuple[int, int]:
@@ -19,6 +20,12 @@ def room(folder: Path) -> tuple[int, int]:
     except OSError:
         return 0, 0
     return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+
+
+def scarce(folder: Path) -> bool:
+    """Whether little is left of the disk that holds `folder`."""
+    free, size = room(folder)
+    return size > 0 and free < FULL * size
 
 
 def folder_bytes(folder: Path) -> int:
@@ -35,6 +42,6 @@ def folder_bytes(folder: Path) -> int:
 
 def state_bytes(state: Path) -> dict[str, int]:
     """What the state folder takes by kind. Files that two kinds have count twice. Blocks."""
-    found = {kind: folder_bytes(state / folder) for folder, kind in _KINDS.items()}
+    found = {kind: folder_bytes(state / kind) for kind in _KINDS}
     whole = folder_bytes(state)
     return {**found, "other": max(whole - sum(found.values()), 0)}

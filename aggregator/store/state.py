@@ -386,6 +386,15 @@ class State:
         """All runs, oldest first."""
         return [str(id) for (id,) in self._rows("SELECT id FROM runs ORDER BY created, rowid")]
 
+    def run_before(self, id: str) -> str | None:
+        """The run of the same name that was started last before this one; None: there is none."""
+        rows = self._rows(
+            "SELECT b.id FROM runs a JOIN runs b ON b.name = a.name AND b.rowid < a.rowid WHERE a.id = ? "
+            "ORDER BY b.rowid DESC LIMIT 1",
+            id,
+        )
+        return str(rows[0][0]) if rows else None
+
     def each_run(self) -> Iterator[RunRow]:
         """All runs, oldest first, read one by one: there may be hundreds, and a job may have a megabyte."""
         for id in self.run_ids():

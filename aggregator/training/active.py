@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 
 from aggregator.bounds.budget import Lease
 from aggregator.training.metrics import RunMetrics
-from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages.training import FederatedJob, FusionJob, SplitJob, TrainingRun
 
 log = logging.getLogger(__name__)
@@ -29,8 +28,6 @@ class ActiveRun:
     evaluating: bool = False
     ending: bool = False
     """It has come to its end, which is being written down: it can no longer be stopped."""
-    error: EdgeAttentionError | None = None
-    """What it ended with, if it failed."""
     said: str = ""
     going: Lease | None = None
     """What it takes of the runs that may go on."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from aggregator.observe.metrics import Metrics
-from aggregator.store.disk import folder_bytes, state_bytes
+from aggregator.store.disk import folder_bytes, scarce, state_bytes
 from aggregator.store.retention import EndedRun, Retention, surplus
 from aggregator.store.state import State
 from aggregator.training.runs import Runs
@@ -25,7 +25,8 @@ AT_ONCE = 100
 
 
 class Housekeeping:
-    """Looks now and then. `clock`: seconds since 1970."""
+    """Looks now and then. `clock`: seconds since 1970. `let_go`: has what is kept for speed alone go, where
+    little of the disk is left."""
 
     def __init__(
         self,
@@ -34,11 +35,13 @@ class Housekeeping:
         retention: Retention,
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
+        let_go: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._state = state
         self._runs = runs
         self._retention = retention
         self._clock = clock
+        self._let_go = let_go
         self._sizes: dict[str, tuple[int, int]] = {}
         """Run that has ended -> (its round, bytes of its files): these do not change."""
         make = metrics.make
@@ -62,6 +65,8 @@ class Housekeeping:
 
     async def look(self) -> None:
         """Have what is too much go."""
+        if self._let_go is not None and await asyncio.to_thread(scarce, self._state.directory):
+            await self._let_go()
         ended = await asyncio.to_thread(self._ended)
         for id, setting in surplus(ended, self._retention, self._clock())[:AT_ONCE]:
             try:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from aggregator.engine import scratch
 from aggregator.inference.cut_request import NodeTold
+from aggregator.store.disk import scarce
 from aggregator.training.planner import MakePlan, RowShapes, request_of
 from edge_attention.core.messages.training import FederatedJob, FusionJob, SplitJob
 from edge_attention.wire.services import START_RUN
@@ -66,8 +67,16 @@ class KeptPlans:
                 await self._keep(key, plan, folder)
         return plan
 
+    async def let_go(self) -> None:
+        """Keep none of those that are kept: their room is wanted."""
+        async with self._lock:
+            while self._kept:
+                await scratch.remove(self._kept.pop(next(iter(self._kept))).folder)
+
     async def _keep(self, key: str, plan: str, folder: Path) -> None:
         own: Path | None = None
+        if await asyncio.to_thread(scarce, self._state):
+            return
         try:
             own = await scratch.make(self._state)
             size = await asyncio.to_thread(_link, folder, own)

@@ -13,6 +13,7 @@ from aggregator.training.remedies import remedy_of
 from aggregator.training.runs import Runs
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages.training import RunState, TrainingRun
+from edge_attention.core.sentence import Sentence
 
 RUNS = 20
 NODES = 1000
@@ -58,9 +59,9 @@ def troubles(runs: Iterable[TrainingRun], started: float) -> Iterator[tuple[str,
     """Runs that wait, and runs that failed since the aggregator `started` (seconds since 1970)."""
     for run in runs:
         if run.state is RunState.RUNNING and run.waiting:
-            whole = " waits for " in run.waiting
-            text = f"Run {run.id}: {run.waiting}." if whole else f"Run {run.id} waits for {run.waiting}."
-            yield f"run/{run.id}", Trouble("warn", text)
+            link = ": " if " waits for " in run.waiting else " waits for "
+            waits = Sentence(f"Run {run.id}{link}", run.waiting, ".")
+            yield f"run/{run.id}", Trouble("warn", waits)
         elif run.state is RunState.FAILED and run.created > started:
             # Why, and what to do, is said once: where the run is drawn.
             text = f"Run {run.id} failed after round {run.round:,} of {run.rounds:,}."

@@ -15,6 +15,7 @@ from aggregator.training.fusion.plan import FusionPlan, PlannedPart, view_of
 from aggregator.training.fusion.recipe import FusionRounds, Interrupted
 from aggregator.training.fusion.sampling import CURRENT, Scheme, Split, scheme_of
 from aggregator.training.gap_reads import MEANS, PRESENCE
+from aggregator.training.known_data import KnownData, declared, known_from, require_same
 from aggregator.training.services import Services
 from edge_attention.core.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, InvalidTensor
 from edge_attention.core.tensors import Array
@@ -23,7 +24,8 @@ from edge_attention.core.tensors import Array
 class Readiness:
     """Sees to it that all nodes are there with the data the run began with, and gives up in the end.
 
-    `views`: how each part reads its dataset, by its prefix, once `check` has returned.
+    Once `check` has returned, `views`: how each part reads its dataset, by its prefix; `data`: what the nodes
+    have declared of what they have.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Readiness:
         self._patience = patience
         self._say = say
         self.views: Mapping[str, TableView] = {}
+        self.data: tuple[KnownData, ...] = ()
         self._instances: tuple[str, ...] = ()
         self._found: tuple[Alignment, Split] | None = None
         self._failures = 0
@@ -68,15 +71,32 @@ class Readiness:
                 "start it, and the run anew"
             )
         members = [self._membership.require_live(name) for name in nodes]
-        instances = tuple(member.register.instance for member in members)
+        instances = self._lives()
         if self._found is None or instances != self._instances:
             await self._view()
             hashes = await self._rounds.identities()
             told = await self._rounds.told(PRESENCE)
+            self.data = tuple(
+                one
+                for member in members
+                for one in declared(member.name, member.register.datasets, self._datasets_of(member.name))
+            )
             # A million samples take seconds to match and a tenth of one to put in order.
             self._found = await asyncio.to_thread(self._as_begun, hashes, told)
             self._instances = instances
         return self._found
+
+    def require_same_lives(self) -> None:
+        """Raises Interrupted if a node was started anew since `check`: it may have answered of other data."""
+        if self._lives() != self._instances:
+            raise Interrupted("a node was started anew in the middle of the round")
+
+    def _lives(self) -> tuple[str, ...]:
+        members = (self._membership.get(name) for name in self._planned.nodes)
+        return tuple(member.register.instance if member is not None else "" for member in members)
+
+    def _datasets_of(self, node: str) -> list[str]:
+        return [part.dataset for part in self._planned.parts if part.node == node]
 
     async def _view(self) -> None:
         """See to it that every part's dataset is read as the run began, or begins."""
@@ -127,6 +147,7 @@ class Readiness:
             raise FailedPrecondition(
                 "the nodes' samples are no longer those this run began with; start a new run"
             )
+        require_same(known_from(zeroth), self._membership)
         # Runs of earlier releases do not say.
         scheme = scheme_of(zeroth.get("sampling", Scheme.NUMPY))
         split = Split(len(aligned), job.holdout, job.seed, scheme)

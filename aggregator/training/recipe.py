@@ -25,7 +25,7 @@ def training(engine: Engine, plan: MakePlan = make) -> Recipe:
     runner = ModelRunner(engine)
     plans = KeptPlans(plan, e.state.directory)
     runs = Runs(Services(*parts, metrics, e.patience, runner, activity, plans), e.budgets)
-    housekeeping = Housekeeping(e.state, runs, e.retention, e.metrics)
+    housekeeping = Housekeeping(e.state, runs, e.retention, e.metrics, let_go=plans.let_go)
 
     def resume() -> None:
         runs.resume()

@@ -94,7 +94,11 @@ class Runs:
         self._parameters = services.parameters
         self._metrics = services.metrics
         self._active: dict[str, ActiveRun] = {}
+        """Those that go on; what an end leaves of one is below: there may be hundreds a day."""
         self._earlier: dict[str, TrainingRun] | None = None
+        """Those that have ended, in this life or before."""
+        self._errors: dict[str, EdgeAttentionError] = {}
+        """What those failed with that did in this life, without what led there."""
         self._going: list[_Going] | None = None
         self._resuming: set[str] = set()
         self._deleting: set[str] = set()
@@ -296,6 +300,7 @@ class Runs:
             named = await asyncio.to_thread(self._state.delete_run, id)
             self._unsaved.pop(id, None)
         self._active.pop(id, None)
+        self._errors.pop(id, None)
         if self._earlier is not None:
             self._earlier.pop(id, None)
         if (kept := self._kept.pop(id, None)) is not None:
@@ -334,8 +339,9 @@ class Runs:
         if self._earlier is None:
             self._recall_runs()
             assert self._earlier is not None
-        # A list first: threads ask, too.
-        return self._earlier | {id: active.info for id, active in list(self._active.items())}
+        # A list, as threads ask, too; and first, as one that ends is among the others before it goes here.
+        going = {id: active.info for id, active in list(self._active.items())}
+        return self._earlier | going
 
     def _recall_runs(self) -> None:
         """Read what earlier processes have left, and which of their runs go on. Blocks."""
@@ -366,8 +372,7 @@ class Runs:
 
     def error_of(self, id: str) -> EdgeAttentionError | None:
         """What the run with this id failed with; None: it did not, or in an earlier process."""
-        active = self._active.get(id)
-        return active.error if active is not None else None
+        return self._errors.get(id)
 
     def overview(self, count: int) -> tuple[TrainingRun, ...]:
         """Those going on, then the latest, at most `count`; cheap enough to be asked every second."""
@@ -512,6 +517,7 @@ class Runs:
 
     def _begin(self, active: ActiveRun, recipe: JobRecipe, stored: Mapping[str, str] | None) -> None:
         self._active[active.info.id] = active
+        self._errors.pop(active.info.id, None)
         self._metrics.begun(active.info.id, time.time())
         work = self._supervise(active, recipe, stored)
         context = context_of(active.caller)
@@ -526,6 +532,9 @@ class Runs:
             self._metrics.ended(active.info.id, time.monotonic())
             if not self._closing:
                 active.update(state=RunState.STOPPED, detail=STOPPED, waiting="")
+        if active.info.state is not RunState.RUNNING and self._earlier is not None:
+            self._earlier[active.info.id] = active.info
+            self._active.pop(active.info.id, None)
 
     async def _supervise(
         self, active: ActiveRun, recipe: JobRecipe, stored: Mapping[str, str] | None
@@ -537,7 +546,8 @@ class Runs:
             await self._end(active, RunState.FINISHED, await self._train(active, recipe))
         except EdgeAttentionError as error:
             log.error("run %s failed: %s", id, error.message)
-            active.error = error
+            self._errors[id] = error.with_traceback(None)
+            error.__cause__ = error.__context__ = None
             await self._end(active, RunState.FAILED, error.message)
         except asyncio.CancelledError:
             # Here, not in `stop`: whoever called that may have gone meanwhile.

@@ -22,7 +22,7 @@ from edge_attention.cli.output import (
 )
 from edge_attention.client.models import MAX_DEADLINE, ModelResult
 from edge_attention.client.sync import Client
-from edge_attention.core.errors import EdgeAttentionError
+from edge_attention.core.errors import EdgeAttentionError, NotFound
 from edge_attention.core.messages.inference import (
     MAX_BATCH,
     MAX_QUEUE_DELAY,
@@ -192,7 +192,7 @@ def _left(client: Client, name: str, before: int) -> str:
 def models(address: str, name: str | None, as_json: bool) -> None:
     """List the deployed models; or show NAME: its plan, who holds what, what it was made ready for."""
     with connect(address) as client:
-        found = [client.model(name).info] if name is not None else client.models()
+        found = [_of_name(client, name)] if name is not None else client.models()
     if as_json:
         print_json(found[0] if name is not None else found)
     elif name is not None:
@@ -218,6 +218,18 @@ def models(address: str, name: str | None, as_json: bool) -> None:
                 for m in found
             ),
         )
+
+
+def _of_name(client: Client, name: str) -> DeployedModel:
+    """The version of that name that takes requests; where there is none, the one that is on its way."""
+    try:
+        return client.model(name).info
+    except NotFound:
+        early = (DeploymentState.PLANNING, DeploymentState.DELIVERING)
+        found = [one for one in client.models() if one.name == name and one.state in early]
+        if not found:
+            raise
+        return max(found, key=lambda one: one.version)
 
 
 @click.command(
@@ -299,11 +311,9 @@ def undeploy(address: str, name: str, as_json: bool) -> None:
 def print_model(model: DeployedModel) -> None:
     """One model, for a person: the plan in words, and its parts."""
     state = model.state.value + (f" ({model.detail})" if model.detail else "")
-    say(
-        f"{model.name}, version {model.version}: {state}; {size(model.bytes)}, plan {model.plan}",
-        f"  takes   {_tensors(model.inputs)}",
-        f"  gives   {_tensors(model.outputs)}",
-    )
+    say(f"{model.name}, version {model.version}: {state}; {size(model.bytes)}, plan {model.plan}")
+    if model.outputs:  # known once it is planned
+        say(f"  takes   {_tensors(model.inputs)}", f"  gives   {_tensors(model.outputs)}")
     if model.plan_text:
         say(f"  plan    {model.plan_text}{'; activations pass in float16' if model.halves else ''}")
     if model.shapes:

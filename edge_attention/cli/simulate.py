@@ -27,6 +27,7 @@ from edge_attention.core.errors import (
     InvalidArgument,
 )
 from edge_attention.core.messages.fleet import NodeState
+from edge_attention.core.messages.training import RunState
 from edge_attention.jobs.federated_job import FederatedJob
 from edge_attention.jobs.job_file import read_job
 from edge_attention.simulation.partition import RowSharing, partition
@@ -106,6 +107,12 @@ Examples:
     help="Folder for the run and its parameters, for an aggregator later. By default they go with the "
     "simulation.",
 )
+@click.option(
+    "--resume",
+    metavar="RUN",
+    default="",
+    help="Have RUN of --state go on, which was interrupted; give what it was started with besides.",
+)
 @json_option
 def simulate(
     job: Path,
@@ -119,9 +126,12 @@ def simulate(
     processes: int,
     record: Path | None,
     state: Path | None,
+    resume: str,
     as_json: bool,
 ) -> None:
     """Run the federated job of the TOML file JOB over many nodes on this machine."""
+    if resume and state is None:
+        raise click.UsageError("--resume takes a run of --state FOLDER, which is not given")
     wanted = read_job(job)
     if not isinstance(wanted, FederatedJob):
         raise InvalidArgument(
@@ -151,11 +161,18 @@ def simulate(
             tables = {wanted.dataset: table}
             address, require = stack.enter_context(hosted(nodes, tables, state, LEASE_SECONDS))
         client = stack.enter_context(Client(address, timeout=300.0))
+        _stop_others(client, resume)
         _wait(client, require, [name for name in names if not found[name].after])
         ready = time.monotonic()
-        run = client.train(replace(wanted, nodes=tuple(names)))
-        with _while_there(run, require):
-            watch(run, record, as_json, goes_on=False)
+        run = _again(client, resume) if resume else client.train(replace(wanted, nodes=tuple(names)))
+        try:
+            with _while_there(run, require):
+                watch(run, record, as_json, after=run.info.round, goes_on=False)
+        except KeyboardInterrupt:
+            if state is None:
+                raise
+            _say_interrupted(run, state)
+            raise click.exceptions.Exit(130) from None
         _report(found, ready - began, time.monotonic() - ready, as_json)
 
 
@@ -186,6 +203,7 @@ def _fleet(
             said = {
                 "aggregator": fleet.address,
                 "threads": 1,
+                "kept": state is not None,
                 "files": {dataset: _absolute(data)},
                 "nodes": [
                     {**node, "rows": {name: rows.tolist() for name, rows in node["rows"].items()}}
@@ -268,6 +286,43 @@ def _while_there(run: Run, require: Callable[[], None]) -> Iterator[None]:
         looking.join()
     if failed:
         raise failed[0]
+
+
+def _stop_others(client: Client, resumed: str) -> None:
+    """Have runs that a simulation which was killed has left in its state wait until somebody resumes them."""
+    left = [run for run in client.runs() if run.state is RunState.RUNNING]
+    going = client.run(resumed).id if resumed else ""
+    for run in left:
+        if run.id != going:
+            client.run(run.id).stop()
+            say(
+                f"run {run.id} was cut off after round {run.round} of {run.rounds}: it is stopped, and "
+                f"goes on with --resume {run.id}",
+                err=True,
+            )
+
+
+def _again(client: Client, name: str) -> Run:
+    """The run of that name or id, which goes on. Raises FailedPrecondition: it has finished."""
+    run = client.run(name)
+    if run.info.state is not RunState.RUNNING:  # one that was killed goes on by itself
+        run.resume()
+    return run
+
+
+def _say_interrupted(run: Run, state: Path) -> None:
+    """Stop the run, which is to be there as one that can go on, and say so."""
+    info = run.stop()
+    if info.state is not RunState.STOPPED:  # its end had come
+        say("", f"run {info.id} is {info.state.value}; {state} has it", err=True)
+        return
+    say(
+        "",
+        f"interrupted: run {info.id} is stopped after round {info.round} of {info.rounds}, version "
+        f"{info.version}; {state} has it",
+        f"  let it go on: the same command with --resume {info.id}",
+        err=True,
+    )
 
 
 def _report(found: Mapping[str, NodeCourse], start: float, run: float, as_json: bool) -> None:

@@ -175,6 +175,11 @@ def dataset(name, ids=None, **columns):
         return read(f"{name}={file}")
 
 
+def job_of(house, run):
+    """The job of a run, which may have ended."""
+    return house.runs._job(house.state.get_run(run).job)
+
+
 def digests(instructions):
     for instruction in instructions:
         if hasattr(instruction, "graph"):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import test_fusion
-from house import House, until
+from house import House, job_of, until
 
 from aggregator.attention.service import AttentionApi
 from aggregator.bounds.budget import Budgets
@@ -248,8 +248,9 @@ def test_a_run_that_comes_to_its_end_while_it_is_stopped_has_finished(tmp_path, 
 def test_a_run_begins_trains_and_is_fetched_by_threads(tmp_path, by_loop):
     async def scenario(house):
         run, _ = await test_fusion.started(house, rounds=3)
+        job = job_of(house, run)
         found = by_loop(house.state)
-        again = await house.runs.start(house.runs._active[run].job)
+        again = await house.runs.start(job)
         for id in (run, again.id):
             rounds, info = await test_fusion.ended(house, id)
             assert len(rounds) == 3, info.detail

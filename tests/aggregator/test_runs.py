@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
+import weakref
+from dataclasses import replace
 
 import pytest
 import small_job
-from house import House, until
+from house import House, job_of, until
 from test_fusion import compare, ended, started
 
 from aggregator.training.records import record_from
@@ -252,3 +255,27 @@ def test_a_run_that_is_stopped_before_it_has_begun_is_stopped():
 
     with House() as house:
         asyncio.run(run(house))
+
+
+def test_of_a_run_that_has_ended_nothing_stays_in_memory_but_what_is_told_of_it():
+    async def scenario(house):
+        run, _ = await started(house, rounds=1)
+        active = weakref.ref(house.runs._active[run])
+        _, info = await ended(house, run)
+        await until(lambda: not house.runs._active)
+        gc.collect()
+        assert active() is None, "its job may have a megabyte"
+        assert house.runs.describe(run) == info
+        assert [one.id for one in house.runs.list()] == [run]
+        assert house.runs.error_of(run) is None
+        failed = (await house.runs.start(replace(job_of(house, run), patience_seconds=0.01))).id
+        for box in list(house.membership.members()):
+            house.membership.disconnected(box.name, box.epoch, time.monotonic())
+        _, info = await ended(house, failed)
+        assert info.state is RunState.FAILED
+        assert house.runs.error_of(failed).__traceback__ is None
+        await house.runs.delete(failed)
+        assert house.runs.error_of(failed) is None
+
+    with House() as house:
+        asyncio.run(scenario(house))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
+
 from edge_attention.cli import deployed
-from edge_attention.core.errors import Unreachable
-from edge_attention.core.messages.inference import DeploymentState
+from edge_attention.core.errors import NotFound, Unreachable
+from edge_attention.core.messages.inference import DeployedModel, DeploymentState
 
 S = DeploymentState
 
@@ -44,3 +46,29 @@ def test_where_that_cannot_be_known_it_says_so():
     assert away == (
         "what became of it cannot be said (the aggregator is away); look with: edge-attention models m"
     )
+
+
+def of_name(name, serving, *listed):
+    """What `models NAME` shows, of an aggregator where `serving` is called so, and these are listed."""
+
+    def one(asked):
+        if asked == serving.name and serving.state is S.SERVING:
+            return SimpleNamespace(info=serving)
+        raise NotFound(f"no model {asked!r} is deployed")
+
+    return deployed._of_name(SimpleNamespace(model=one, models=lambda: [serving, *listed]), name)
+
+
+def test_a_model_on_its_way_is_shown_where_none_of_its_name_serves():
+    serves, comes = model(1, S.SERVING), model(2, S.DELIVERING)
+    assert of_name("m", serves, comes) is serves
+    first = model(1, S.PLANNING, "new")
+    assert of_name("new", serves, comes, first) is first
+    for gone in (model(1, S.LEAVING, "new"), model(1, S.GONE, "new")):
+        with pytest.raises(NotFound, match="no model 'new' is deployed"):
+            of_name("new", serves, gone)
+
+
+def test_of_a_model_that_is_not_planned_yet_no_inputs_are_printed(capsys):
+    deployed.print_model(DeployedModel("new", 1, S.PLANNING, bytes=1000, plan="auto"))
+    assert capsys.readouterr().out == "new, version 1: planning; 1000 B, plan auto\n"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import psutil
@@ -13,6 +15,7 @@ import pytest
 
 from edge_attention import Client
 from edge_attention.cli.local_fleet import LocalFleet
+from edge_attention.core.messages.training import RunState
 from edge_attention.graphs.builders import attention_rows
 from edge_attention.jobs.job_file import read_job
 from edge_attention.simulation.partition import RowSharing, partition
@@ -197,3 +200,66 @@ def test_a_process_of_nodes_that_is_killed_ends_the_command(folder):
         _, err = running.communicate(timeout=300)
     assert running.returncode == 1
     assert re.match(r"edge-attention: nodes [12] ended:", err), err
+
+
+@contextmanager
+def simulating(folder, *words):
+    """A simulation under way that keeps its run, of which a round is over; the run's id and that round."""
+    words = [
+        "simulate",
+        "job.toml",
+        "--data",
+        "rows.npz",
+        "--nodes",
+        "2",
+        "--state",
+        "kept",
+        "--json",
+        *words,
+    ]
+    command = [sys.executable, "-m", "edge_attention.cli.main", *words]
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        first = json.loads(running.stdout.readline())
+        yield running, first["run"], first["number"]
+
+
+def test_a_run_that_is_kept_and_interrupted_is_one_that_can_go_on(folder):
+    job = (folder / "job.toml").read_text()
+    (folder / "job.toml").write_text(job.replace("rounds = 3", "rounds = 100000"))
+    with simulating(folder) as (running, run, _):
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=300)
+    assert running.returncode == 130, err
+    assert f"interrupted: run {run} is stopped after round" in err
+    assert f"--resume {run}" in err
+    with LocalFleet(folder / "kept") as fleet:
+        fleet.start_aggregator()
+        with Client(fleet.address) as client:
+            stopped = client.run(run).info
+    assert (stopped.state, stopped.detail) == (RunState.STOPPED, "stopped on request")
+    # It goes on after its last round, and once more, as its process is killed.
+    with simulating(folder, "--resume", run) as (running, again, number):
+        assert (again, number) == (run, stopped.round + 1)
+        running.kill()
+    with simulating(folder, "--resume", run) as (running, again, _):
+        assert again == run
+        running.kill()
+    other = simulate(folder, "--nodes", "2", "--state", "kept", "--resume", run, "--seed", "1")
+    assert "is not the one this run began with" in other.stdout + other.stderr, "others have its rows"
+    with simulating(folder, "--resume", run) as (running, *_):
+        running.kill()
+    # Another run does not have that one train beside it.
+    (folder / "job.toml").write_text(job)
+    done = simulate(folder, "--nodes", "2", "--state", "kept", "--json")
+    assert done.returncode == 0, done.stderr
+    assert f"run {run} was cut off after round" in done.stderr
+    assert json.loads(done.stdout.splitlines()[0])["run"] != run
+
+
+def test_a_run_to_go_on_with_is_one_of_a_folder(folder):
+    done = simulate(folder, "--resume", "first")
+    assert done.returncode == 2
+    assert "--resume takes a run of --state FOLDER" in done.stderr

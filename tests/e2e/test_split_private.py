@@ -163,7 +163,7 @@ def test_neither_inputs_nor_labels_cross_the_wire_and_it_is_the_run_that_has_the
             "c", "--threads", "1", "--aggregator", relay.address, "--store", str(tmp_path / "c"),
             data=data["c"], allow_release=flags["c"],
         )  # fmt: skip
-        with pytest.raises(FailedPrecondition, match="'marks' of node 'c' has the ids that the run began"):
+        with pytest.raises(FailedPrecondition, match="'marks' of node 'c' is not the one this run began"):
             list(edited)
     relay.close()
 

@@ -5,12 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from aggregator.fleet.columns import TableView, own_dataset
 from aggregator.training.federated.plan import FederatedPlan, view_of
+from aggregator.training.known_data import KnownData, declared
 from aggregator.training.services import Services
 from edge_attention.core.errors import DeadlineExceeded
 from edge_attention.core.messages.training import FederatedJob
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """The nodes that train: the rows of each, by name, how they are read, and what is known of them."""
+
+    rows: dict[str, int]
+    view: TableView
+    data: tuple[KnownData, ...]
 
 
 async def arrivals(
@@ -19,8 +30,8 @@ async def arrivals(
     services: Services,
     patience: float,
     say: Callable[[str, int], None],
-) -> tuple[dict[str, int], TableView]:
-    """The rows each node of the run has, by name, and how they are read.
+) -> Arrived:
+    """The nodes of the run, once they are there.
 
     `say` is told what is waited for, and how many lack.
 
@@ -54,7 +65,9 @@ async def arrivals(
         say("", 0)
     nodes = {name: membership.require_live(name).register.datasets for name in sorted(names)}
     view = view_of(plan, job, nodes)
-    return {name: own_dataset(name, job.dataset, datasets).rows for name, datasets in nodes.items()}, view
+    rows = {name: own_dataset(name, job.dataset, datasets).rows for name, datasets in nodes.items()}
+    data = [one for name, datasets in nodes.items() for one in declared(name, datasets, [job.dataset])]
+    return Arrived(rows, view, tuple(data))
 
 
 def _with_dataset(job: FederatedJob, services: Services) -> tuple[str, ...]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from aggregator.engine.outcome import MissingKind
-from aggregator.engine.returned import Returned, ReturnedTensor
+from aggregator.engine.returned import Returned, ReturnedTensor, close
 from aggregator.engine.trip import Errand, Trips
 from aggregator.fleet.membership import Membership
 from aggregator.store.tensor_file import Spec
 from aggregator.training.federated.push import Push
+from aggregator.training.known_data import KnownData, require_same
 from edge_attention.core.errors import (
     DeadlineExceeded,
     EdgeAttentionError,
+    FailedPrecondition,
     InvalidArgument,
     InvalidTensor,
     NotFound,
@@ -49,16 +51,23 @@ class Refused(EdgeAttentionError):
 class Asker:
     """Runs tasks on single nodes. `patience`: seconds a node may stay away, or take.
 
-    `releases`: texts of what nodes need to let leave.
+    `releases`: texts of what nodes need to let leave. `data`: what nodes had when the run began; one that has
+    other data is not asked.
     """
 
     def __init__(
-        self, trips: Trips, membership: Membership, patience: float, releases: tuple[str, ...] = ()
+        self,
+        trips: Trips,
+        membership: Membership,
+        patience: float,
+        releases: tuple[str, ...] = (),
+        data: Iterable[KnownData] = (),
     ) -> None:
         self._trips = trips
         self._membership = membership
         self._patience = patience
         self._releases = releases
+        self._data = {known.node: known for known in data}
 
     async def ask(
         self,
@@ -77,7 +86,7 @@ class Asker:
         Raises:
             InvalidTensor: it returned something else.
             Lacking: something the program takes for granted is not there.
-            Refused: the node found something wrong with it.
+            Refused: the node found something wrong with it, or has other data than the run began with.
             DeadlineExceeded: it stayed away for longer than there is patience.
         """
         errand = Errand(
@@ -92,6 +101,7 @@ class Asker:
             releases=self._releases,
         )
         while True:
+            self._require_same(node)
             answers: list[Returned] = []
             try:
                 outcome = await self._trips.make(
@@ -100,6 +110,11 @@ class Asker:
             except EdgeAttentionError as error:
                 raise Refused(error.message, True, isinstance(error, InvalidArgument)) from None
             if not outcome.missing:
+                try:
+                    self._require_same(node)  # it may have been started anew meanwhile
+                except Refused:
+                    close(answers[0].tensors)
+                    raise
                 return NodeAnswer(answers[0].tensors, outcome.seconds[node])
             missing = outcome.missing[node]
             if missing.kind is MissingKind.WRONG and isinstance(missing.error, InvalidTensor):
@@ -112,3 +127,10 @@ class Asker:
             if not await self._trips.all_live([node], self._patience, lambda sentence: None):
                 raise DeadlineExceeded(f"node {node!r} did not come back within {self._patience:.0f} s")
             state(True)
+
+    def _require_same(self, node: str) -> None:
+        """Refused if the node has other data than the run began with."""
+        try:
+            require_same([self._data[node]] if node in self._data else [], self._membership)
+        except FailedPrecondition as error:
+            raise Refused(error.message, hopeless=True) from None

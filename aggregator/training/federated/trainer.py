@@ -38,6 +38,7 @@ from aggregator.training.federated.samples import NodeSamples
 from aggregator.training.federated.updates import close_all
 from aggregator.training.federated.versions import Current, Versions
 from aggregator.training.federated.work import Basis, Work
+from aggregator.training.known_data import kept, known_from, news_since
 from aggregator.training.records import RecordFile, every_record, mark_best, record_from, to_json
 from aggregator.training.services import Services
 from aggregator.training.stopping import Stopping
@@ -78,17 +79,15 @@ class FederatedTrainer:
         self._active.update(notes=self._plan.model.notes if self._plan.model is not None else ())
         zeroth = await asyncio.to_thread(self._state.record, self._id, 0)
         if zeroth is None:
-            rows, self._view = await arrivals(
-                self._job, self._plan, self._services, self._patience, self._say
-            )
-            texts_of = texts(self._plan, self._job, self._view)
-            asker = Asker(self._services.trips, self._services.membership, self._patience, texts_of)
-            rows, self._view, note = await without_gaps(self._plan, self._view, rows, asker)
+            came = await arrivals(self._job, self._plan, self._services, self._patience, self._say)
+            self._view, self._data = came.view, came.data
+            self._note(await asyncio.to_thread(news_since, self._state, self._id, self._data))
+            rows, self._view, note = await without_gaps(self._plan, self._view, came.rows, self._new_asker())
             self._note(note)
             if not self._strategy.asynchronous:
                 self._combine.require(asked_of(self._job, len(rows)))
         else:
-            rows = dict(zeroth["nodes"])
+            rows, self._data = dict(zeroth["nodes"]), known_from(zeroth)
             self._view = await self._view_of(zeroth)
             for known in zeroth.get("notes", ()):  # earlier releases did not keep them
                 self._note(known)
@@ -113,6 +112,7 @@ class FederatedTrainer:
                 "nodes": rows,
                 "samples": vars(counts),
                 "view": self._view.to_json(),
+                "data": kept(self._data),
                 "notes": self._active.info.notes[len(of_model) :],
             }
             await to_the_end(asyncio.to_thread(self._versions.begin, first))
@@ -147,7 +147,12 @@ class FederatedTrainer:
         if "view" in zeroth:
             return TableView.from_json(zeroth["view"])
         job = replace(self._job, nodes=tuple(zeroth["nodes"]))
-        return (await arrivals(job, self._plan, self._services, self._patience, self._say))[1]
+        return (await arrivals(job, self._plan, self._services, self._patience, self._say)).view
+
+    def _new_asker(self) -> Asker:
+        services = self._services
+        needed = texts(self._plan, self._job, self._view)
+        return Asker(services.trips, services.membership, self._patience, needed, self._data)
 
     def _put_together(self, samples: dict[str, NodeSamples]) -> None:
         job, plan, services = self._job, self._plan, self._services
@@ -162,9 +167,7 @@ class FederatedTrainer:
         self._nodes = tuple(samples)
         self._versions = Versions(self._id, job, services.parameters, folder, self._stopping)
         self._programs = programs = Programs(self._id, job, plan, self._view, self._strategy, encoding)
-        self._asker = asker = Asker(
-            services.trips, services.membership, self._patience, texts(plan, job, self._view)
-        )
+        self._asker = asker = self._new_asker()
         self._work = work = Work(self._id, services, asker, programs, folder, samples)
         kind = Buffer if self._strategy.asynchronous else Synchronous
         self._collector: Collector = kind(self._active, job, services, work, samples, self._patience)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from aggregator.training.fusion.alignment import Alignment
 from aggregator.training.fusion.plan import FusionPlan
 from aggregator.training.fusion.recipe import FusionRounds, FusionSamples, Interrupted, Timer
 from aggregator.training.fusion.sampling import Split
+from aggregator.training.known_data import kept, news_since
 from aggregator.training.readiness import Readiness
 from aggregator.training.records import RecordFile, every_record, mark_best, record_from, to_json
 from aggregator.training.services import Services
@@ -127,18 +128,23 @@ class Trainer:
         latest = await asyncio.to_thread(self._parameters.latest, id)
         if latest is None:
             parts.batch(job.batch, 1)  # refused before anything is committed
+            note = await asyncio.to_thread(news_since, self._state, id, self._ready.data)
             parameters = await asyncio.to_thread(_initial, folder / "initial.safetensors", job, self._planned)
             state = self._planned.optimizer.init(parameters)
-            zeroth = {
+            begun = {
                 "fingerprint": aligned.fingerprint,
                 "samples": vars(samples),
                 "sampling": parts.scheme.value,
                 "views": {prefix: view.to_json() for prefix, view in self._ready.views.items()},
+                "data": kept(self._ready.data),
+                "notes": [note] if note else [],
             }
-            await asyncio.to_thread(self._parameters.commit, id, 0, 0, parameters, state, zeroth)
+            await asyncio.to_thread(self._parameters.commit, id, 0, 0, parameters, state, begun)
             committed = Committed(0, 0, parameters, state)
         else:
             committed = await asyncio.to_thread(self._parameters.load, id, latest)
+        zeroth = await asyncio.to_thread(self._state.record, id, 0)
+        self._note(zeroth.get("notes", ()) if zeroth else ())  # runs of earlier releases have none
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)  # what version 0 was made of
         self._active.update(samples=samples, round=committed.round, version=committed.version)
         self._metrics.at(self._id, committed.round, committed.version)
@@ -154,6 +160,7 @@ class Trainer:
             step = await self._rounds.step(
                 FusionSamples(positions, aligned), current.parameters, current.version, timer
             )
+            self._ready.require_same_lives()
             parameters, optimizer_state = await asyncio.to_thread(self._stepped, current, step.gradients)
         except NotFinite as error:
             log.error("run %s: %s", self._id, error.message)
@@ -224,6 +231,12 @@ class Trainer:
     @property
     def _remedy(self) -> str:
         return "lower optimizer.lr" + ("" if self._job.clip else ", or set clip")
+
+    def _note(self, notes: Sequence[str]) -> None:
+        for note in notes:
+            log.warning("run %s: %s", self._id, note)
+        if notes:
+            self._active.update(notes=tuple(notes))
 
     def _tell_best(self) -> None:
         if self._stopping.version is not None:

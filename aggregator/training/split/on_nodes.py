@@ -13,10 +13,11 @@ from aggregator.engine.trip import Errand, Wanted
 from aggregator.fleet.columns import TableView, WantedInput, own_dataset, refuse_rules, resolve
 from aggregator.inference.calls import NodeRead
 from aggregator.training.fusion.alignment import Alignment, align
+from aggregator.training.known_data import KnownData, declared
 from aggregator.training.services import Services
 from aggregator.training.split.plan import SplitPlan
 from aggregator.training.split.samples import INPUT_ROWS, LABEL_ROWS, AlignedSamples
-from edge_attention.core.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
+from edge_attention.core.errors import DeadlineExceeded, InvalidArgument
 from edge_attention.core.messages.link import Dataset
 from edge_attention.core.messages.program import Batch, Return
 from edge_attention.core.messages.table import TableSpec
@@ -134,33 +135,15 @@ class OnNodes:
         inputs = [one.name for one in self.plan.inputs if one.name not in self.plan.labels]
         return _holder(self.plan, inputs), _holder(self.plan, self.plan.labels)
 
-    def digests(self) -> dict[str, str]:
-        """Input of the model -> the digest of the dataset that has it, as its node says; "" where unknown."""
-        found: dict[str, str] = {}
-        labels = list(self.plan.labels)
-        inputs = [one.name for one in self.plan.inputs if one.name not in labels]
-        for names, dataset in ((inputs, self.job.data.inputs), (labels, self.job.data.labels)):
-            member = self.services.membership.get(_holder(self.plan, names))
-            held = member.register.datasets if member is not None else ()
-            digest = next((one.digest for one in held if one.name == dataset), "")
-            found |= dict.fromkeys(names, digest)
-        return found
-
-    def require_same(self, digests: Mapping[str, str]) -> None:
-        """Refuse data that is no longer what it was, though its ids are. `digests`: as it was.
-
-        Raises:
-            FailedPrecondition: it names the dataset and its node.
-        """
-        now = self.digests()
-        for name, was in digests.items():
-            if was and now.get(name) and now[name] != was:
-                dataset = self.job.data.labels if name in self.plan.labels else self.job.data.inputs
-                raise FailedPrecondition(
-                    f"dataset {dataset!r} of node {_holder(self.plan, [name])!r} has the ids that the run "
-                    "began with and other values: give the node its file back and resume the run, or start a "
-                    "new one"
-                )
+    def data(self) -> tuple[KnownData, ...]:
+        """What both nodes have declared of what they have."""
+        names = (self.job.data.inputs, self.job.data.labels)
+        found: dict[KnownData, None] = {}
+        for node, name in zip(self._ends(), names, strict=True):
+            member = self.services.membership.get(node)
+            datasets = member.register.datasets if member is not None else ()
+            found |= dict.fromkeys(declared(node, datasets, [name]))
+        return tuple(found)
 
     async def _hashes(
         self, sources: Mapping[str, tuple[str, str]], releases: tuple[str, ...]

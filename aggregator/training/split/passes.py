@@ -19,6 +19,7 @@ from aggregator.inference.model_answer import ModelAnswer
 from aggregator.inference.runner import ChangingWeights, HeldRequest
 from aggregator.store.tensor_file import TensorFile
 from aggregator.training.divergence import NotANumber
+from aggregator.training.known_data import kept, known_from, require_same
 from aggregator.training.services import Services
 from aggregator.training.split.on_nodes import OnNodes, reads_of
 from aggregator.training.split.plan import (
@@ -432,12 +433,12 @@ class SplitPasses:
                 raise FailedPrecondition(
                     "the samples on the nodes are no longer those the run began with; start a new run"
                 )
-            where.require_same(zeroth.get("digests", {}))
+            require_same(known_from(zeroth), self._services.membership)
         self._known, self._lives = samples, lives
         self._terms = replace(terms, reads=reads_of(views, plan.labels), releases=texts)
         said = {
             "fingerprint": alignment.fingerprint,
-            "digests": where.digests(),
+            "data": kept(where.data()),
             "views": {name: view.to_json() for name, view in views.items()},
         }
         return samples, said

@@ -16,6 +16,7 @@ from typing import Any
 from aggregator.engine.endings import to_the_end
 from aggregator.training.active import ActiveRun, evaluation_due
 from aggregator.training.divergence import NotANumber, diverged, unevaluated
+from aggregator.training.known_data import known_from, news_since
 from aggregator.training.records import RecordFile, every_record, mark_best, record_from, to_json
 from aggregator.training.services import Services
 from aggregator.training.split.grouped import GroupRounds
@@ -35,6 +36,7 @@ from aggregator.training.split.versions import SplitVersion, SplitVersions
 from aggregator.training.stopping import Stopping
 from edge_attention.core.errors import DiskFull, FailedPrecondition, NotFinite
 from edge_attention.core.messages.training import Samples, SplitJob, TrainingRound
+from edge_attention.core.sentence import Sentence
 
 __all__ = ["SplitTrainer"]
 
@@ -93,13 +95,15 @@ class SplitTrainer:
         """What a group waits for now; empty: nothing."""
         if sentence:
             named = f"group {group}: " if self._job.groups else ""
-            self._waiting[group] = named + sentence, named + (about or sentence), away
+            self._waiting[group] = Sentence(named, sentence), named + (about or sentence), away
         elif self._waiting.pop(group, None) is None and self._active.info.waiting == "":
             return
         sentences, abouts, missing = (
             zip(*self._waiting.values(), strict=True) if self._waiting else ((), (), ())
         )
-        self._active.say("; ".join(sentences), self._metrics, "; ".join(abouts), missing=sum(missing))
+        self._active.say(
+            Sentence.joined("; ", sentences), self._metrics, "; ".join(abouts), missing=sum(missing)
+        )
 
     async def train(self) -> str:
         """Why it ended before its last round, or nothing. Raises EdgeAttentionError if it cannot go on."""
@@ -162,8 +166,15 @@ class SplitTrainer:
         turns, said = [own for own, _ in taken], [samples for _, samples in taken]
         samples = Samples(*map(sum, zip(*(vars(own.samples).values() for own in turns), strict=True)))
         if not begun:
-            zeroth = {"groups": said} if job.groups else said[0]
-            await to_the_end(asyncio.to_thread(self._versions.begin, {**zeroth, "samples": vars(samples)}))
+            data = known_from({"groups": said})
+            note = await asyncio.to_thread(news_since, self._state, self._id, data)
+            data_of: Mapping[str, Any] = {"groups": said} if job.groups else said[0]
+            first = {**data_of, "samples": vars(samples), "notes": [note] if note else []}
+            await to_the_end(asyncio.to_thread(self._versions.begin, first))
+        zeroth = await asyncio.to_thread(self._state.record, self._id, 0)
+        for note in zeroth.get("notes", ()) if zeroth else ():  # runs of earlier releases have none
+            log.warning("run %s: %s", self._id, note)
+            active.update(notes=(*active.info.notes, note))
         current = await asyncio.to_thread(self._versions.latest)
         active.update(samples=samples, round=current.number, version=current.number)
         self._metrics.at(self._id, current.number, current.number)

@@ -22,6 +22,7 @@ from edge_attention.core.rounds.progress import NodeProgress, NodeWork, name_nod
 from edge_attention.core.rounds.synchronous import QUARANTINED
 from edge_attention.core.rounds.synchronous import Again as Again
 from edge_attention.core.rounds.synchronous import Quarantine as Quarantine
+from edge_attention.core.sentence import Sentence
 from edge_attention.core.transitions import Transition, recent
 
 
@@ -257,9 +258,10 @@ class Buffered:
         if self.stepping:
             return f"round {self.version + 1} waits for version {self.version + 1} to be committed"
         missing, until = self._rules.buffer - len(self._buffer), self._heard + self._rules.patience_seconds
-        return (
-            f"round {self.version + 1} waits for {missing} more of {self._rules.buffer} updates from "
-            f"{name_nodes(self._at_work(), now)}, gives up in {seconds_until(until, now)}"
+        return Sentence(
+            f"round {self.version + 1} waits for {missing} more of {self._rules.buffer} updates from ",
+            name_nodes(self._at_work(), now),
+            f", gives up in {seconds_until(until, now)}",
         )
 
     def doing(self, now: float) -> Mapping[str, str]:

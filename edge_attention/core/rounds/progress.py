@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from edge_attention.core.sentence import Away, Sentence
+
 NAMED = 3
 """Nodes a sentence names before it only counts."""
 
@@ -72,14 +74,21 @@ class NodeProgress:
         return f"asked {idle:.1f} s ago" if self.work is NodeWork.ASKED else f"computes for {idle:.1f} s"
 
 
-def name_nodes(nodes: Mapping[str, NodeProgress], now: float) -> str:
+def name_nodes(nodes: Mapping[str, NodeProgress], now: float) -> Sentence:
     """As "edge-3: 12 of 40 chunks, idle 4.2 s", or "edge-1 (asked 3.0 s ago), edge-2 (lost) and 4 more"."""
-    texts = {name: progress.describe(now) for name, progress in nodes.items()}
-    if len(texts) == 1:
-        ((name, text),) = texts.items()
-        return f"{name}: {text}" if text != "lost" else f"{name} (lost)"
-    named = ", ".join(f"{name} ({text})" for name, text in list(texts.items())[:NAMED])
-    return f"{named} and {len(texts) - NAMED} more" if len(texts) > NAMED else named
+    if len(nodes) == 1:
+        ((name, progress),) = nodes.items()
+        return _lost(name) if progress.lost else Sentence(f"{name}: {progress.describe(now)}")
+    named = [
+        _lost(name) if progress.lost else Sentence(f"{name} ({progress.describe(now)})")
+        for name, progress in list(nodes.items())[:NAMED]
+    ]
+    more = f" and {len(nodes) - NAMED} more" if len(nodes) > NAMED else ""
+    return Sentence(Sentence.joined(", ", named), more)
+
+
+def _lost(name: str) -> Sentence:
+    return Sentence(name, Away(" (lost)", frozenset({name})))
 
 
 def seconds_until(until: float, now: float) -> str:

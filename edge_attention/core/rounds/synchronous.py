@@ -27,6 +27,7 @@ from edge_attention.core.messages.federated import SelectionSpec
 from edge_attention.core.rounds.progress import NodeProgress, NodeWork, name_nodes, seconds_until
 from edge_attention.core.rounds.selection import share_of
 from edge_attention.core.rounds.timings import Timings
+from edge_attention.core.sentence import Sentence
 from edge_attention.core.transitions import Transition, recent
 
 QUARANTINED = "quarantined: "
@@ -267,7 +268,8 @@ class Round:
         """As "round 41 waits for edge-3: 12 of 40 chunks, idle 4.2 s, leaves it out in 6 s"."""
         if self.over:
             return ""
-        return f"round {self.number} waits for {name_nodes(self._open, now)}, {self._ending(now)}"
+        waited = name_nodes(self._open, now)
+        return Sentence(f"round {self.number} waits for ", waited, f", {self._ending(now)}")
 
     def doing(self, now: float) -> Mapping[str, str]:
         """Node -> what it does, for a person: "computes for 3.0 s", "done", or why it is left out."""

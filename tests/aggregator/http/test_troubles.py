@@ -15,6 +15,7 @@ from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.messages.attention import Context, ContextSpec, Segment
 from edge_attention.core.messages.fleet import Node, NodeState
 from edge_attention.core.messages.training import RunState, TrainingRun
+from edge_attention.core.sentence import Away, Sentence
 
 NOW = 100_000.0
 NOTHING = Fleet(NOW, (), "1.0", NOW - 60, {})
@@ -205,11 +206,21 @@ def test_partial_answers_of_the_last_minutes_with_the_last_cause():
     )
 
 
+def lost(*names, quoted=True):
+    """As what waits for nodes says it of those that are away."""
+    return Sentence.joined(
+        ", ", [Sentence(f"node {n!r}" if quoted else n, Away(" (lost)", frozenset(n))) for n in names]
+    )
+
+
 def test_why_nodes_are_away_is_said_once():
     away = [node(name, NodeState.LOST, 30.0) for name in "bc"]
-    waits = run(waiting="node 'b' (lost), node 'c' (lost), node 'd' (lost), until 12:00")
-    why = ("200 tokens of b: node 'b' is lost", "9 tokens of d: node 'd' is lost")
-    query = Query(7, NOW - 5, "memory", 1, "partial", 100, 0.5, why=why)
+    waits = run(waiting=Sentence(lost("b", "c", "d"), ", until 12:00"))
+    why = [
+        Sentence(f"{n} tokens of {who}", Away(f": node {who!r} is lost", frozenset(who)))
+        for n, who in [(200, "b"), (9, "d")]
+    ]
+    query = Query(7, NOW - 5, "memory", 1, "partial", 100, 0.5, why=tuple(why))
     spans = [Span(NOW - 10, {"exact": 0, "partial": 1, "failed": 0})]
     told = found(nodes=away, runs=[waits], queries=[query], spans=spans)
     assert told["nodes/lost"]["text"] == "Nodes b and c are lost."
@@ -217,10 +228,20 @@ def test_why_nodes_are_away_is_said_once():
     assert told["answers/partial"]["text"].endswith(
         ", lacked 200 tokens of b; 9 tokens of d: node 'd' is lost."
     )
-    waits = run(waiting="b (lost), c (asked 3.0 s ago) and d (lost)")
+    assert {type(one["text"]) for one in told.values()} == {str}, "as JSON has it"
+    waits = run(
+        waiting=Sentence(lost("b", quoted=False), ", c (asked 3.0 s ago) and ", lost("d", quoted=False))
+    )
     assert found(nodes=away, runs=[waits])["run/r-1"]["text"] == (
         "Run r-1 waits for b, c (asked 3.0 s ago) and d (lost)."
     )
+
+
+def test_nothing_is_left_out_of_what_only_looks_like_it():
+    """As a name, or a reason that a node gave."""
+    away = [node("b", NodeState.LOST, 30.0)]
+    waits = run(waiting="a node called 'b (lost)': node 'b' is lost, it says")
+    assert "'b (lost)': node 'b' is lost, it says." in found(nodes=away, runs=[waits])["run/r-1"]["text"]
 
 
 def test_a_certificate_that_has_ended():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from house import House, until
+from house import House, job_of, until
 from test_fusion import ended, started
 
 from aggregator.store import blobs, state
@@ -51,7 +51,7 @@ def test_what_another_run_names_stays(tmp_path, monkeypatch):
     async def scenario(house):
         first, _ = await started(house, rounds=2)
         await ended(house, first)
-        job = house.runs._active[first].job
+        job = job_of(house, first)
         second = (await house.runs.start(job)).id
         await ended(house, second)
         before = {path.name for path in (tmp_path / "blobs").iterdir()}

@@ -8,12 +8,13 @@ import types
 from dataclasses import replace
 
 import pytest
-from house import House, until
+from house import House, job_of, until
 from test_fusion import ended, started
 
 from aggregator.observe.metrics import Metrics
 from aggregator.store.disk import folder_bytes, room, state_bytes
 from aggregator.store.retention import Retention
+from aggregator.training import housekeeping
 from aggregator.training.housekeeping import Housekeeping
 from edge_attention.core.errors import DiskFull
 from edge_attention.core.messages.training import RunState
@@ -23,7 +24,7 @@ def test_runs_that_have_ended_go_as_the_settings_say_and_those_that_go_on_stay(t
     async def scenario(house):
         first, _ = await started(house, rounds=2)
         await ended(house, first)
-        job = house.runs._active[first].job
+        job = job_of(house, first)
         ids = [first]
         for _ in range(2):
             ids.append((await house.runs.start(job)).id)
@@ -71,7 +72,7 @@ def test_a_run_is_refused_where_its_disk_has_no_room(tmp_path, monkeypatch):
     async def scenario(house):
         run, _ = await started(house, rounds=1)
         await ended(house, run)
-        job = house.runs._active[run].job
+        job = job_of(house, run)
         before = {run.id for run in house.runs.list()}
 
         def full(*_, **__):
@@ -102,7 +103,14 @@ def test_what_a_folder_takes(tmp_path):
     (tmp_path / "state.db").write_bytes(b"123")
     assert folder_bytes(tmp_path) == 8
     assert folder_bytes(tmp_path / "none") == 0
-    assert state_bytes(tmp_path) == {"runs": 5, "blobs": 0, "deployments": 0, "spool": 0, "other": 3}
+    assert state_bytes(tmp_path) == {
+        "runs": 5,
+        "blobs": 0,
+        "deployments": 0,
+        "spool": 0,
+        "plans": 0,
+        "other": 3,
+    }
     free, size = room(tmp_path)
     assert 0 < free <= size
     assert room(tmp_path / "none" / "below") == (0, 0)
@@ -113,3 +121,21 @@ def test_what_is_no_blob_is_nobodys_business(tmp_path):
         (tmp_path / "blobs" / "lost+found").mkdir()
         digest = house.state.put_blob(b"unused")
         assert house.state.unused_blobs(-1.0) == [digest]
+
+
+def test_what_is_kept_for_speed_alone_goes_where_little_of_the_disk_is_left(tmp_path, monkeypatch):
+    async def scenario(house):
+        gone = []
+
+        async def let_go():
+            gone.append(True)
+
+        keeping = Housekeeping(house.state, house.runs, Retention(), house.metrics, let_go=let_go)
+        await keeping.look()
+        assert gone == [] or room(tmp_path)[0] < 0.1 * room(tmp_path)[1]
+        monkeypatch.setattr(housekeeping, "scarce", lambda folder: folder == tmp_path)
+        await keeping.look()
+        assert gone
+
+    with House(tmp_path) as house:
+        asyncio.run(scenario(house))

@@ -132,3 +132,21 @@ def test_a_plan_of_a_split_is_by_what_nodes_have_free_now(tmp_path):
         assert [await plan(split), await plan(split)] == [1, 2]
 
     run(tmp_path, scenario)
+
+
+def test_none_is_kept_where_little_of_the_disk_is_left_and_those_that_are_go(tmp_path, monkeypatch):
+    async def scenario(plan, maker):
+        with monkeypatch.context() as patched:
+            patched.setattr(kept_plans, "scarce", lambda folder: folder == tmp_path)
+            assert [await plan(), await plan()] == [1, 2]
+            assert not list((tmp_path / scratch.SCRATCH).iterdir())
+        plans = KeptPlans(maker, tmp_path)
+        for seed in (1, 2):
+            folder = await scratch.make(tmp_path)
+            await plans(replace(JOB, seed=seed), FILES, folder, ROWS)
+            await scratch.remove(folder)
+        assert len(list((tmp_path / scratch.SCRATCH).iterdir())) == 2
+        await plans.let_go()
+        assert not list((tmp_path / scratch.SCRATCH).iterdir())
+
+    run(tmp_path, scenario)
