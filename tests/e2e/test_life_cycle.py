@@ -26,7 +26,7 @@ def cli(fleet, *arguments, code=0):
 
 def test_contexts_are_trimmed_exported_imported_and_repaired_and_nodes_forgotten(tmp_path):
     keys, values = tokens(3000)
-    with Fleet(tmp_path, "--lease", "2", state=True) as fleet:
+    with Fleet(tmp_path, "--lease", "5", state=True) as fleet:
         fleet.nodes("a", "b", "c")
         with fleet.client() as client:
             context = client.create_context("memory", **SPEC, replicas=2)

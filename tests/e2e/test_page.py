@@ -120,7 +120,7 @@ def test_a_node_that_is_killed_is_wrong_in_words_and_right_when_it_is_back(livel
     browser.wait("out of reach", "[data-context=memory]")
     # Those who do not see it are told.
     browser.wait("Node b is lost", "#news")
-    assert not lively.context.attend(queries(2), deadline=5.0).exact
+    assert not lively.context.attend(queries(2), deadline=60.0).exact
     browser.wait("partial.*of the tokens; off by at most.*node 'b' is lost", "#queries-table tbody tr")
     run = lively.client.train(lively.job)
     browser.wait(r"Round 1 waits for b|Waits for", f"[data-run={run.id}] .waits")
@@ -163,7 +163,7 @@ def test_what_was_wrong_is_told_apart_from_what_is_and_can_be_put_away(lively, b
     browser.wait(alone, "#troubles")
     assert browser.count("#troubles [data-trouble]") == 1, "one sentence for all of one cause"
     browser.wait("Nodes b and c are lost|Node c is lost", "#news")
-    assert not lively.context.attend(queries(2), deadline=5.0).exact
+    assert not lively.context.attend(queries(2), deadline=60.0).exact
     browser.wait("partial.*of the tokens", "#queries-table tbody tr")
     browser.shots(browsers.folder(tmp_path), "page-bad-day")
 

@@ -169,7 +169,7 @@ QUESTIONS = {
     "regions of shared memory": (lambda client: client.get_system_shared_memory_status(), OK, "^$"),
     "CUDA regions": (lambda client: client.get_cuda_shared_memory_status(), OK, "^$"),
     "a deadline too soon": (asking(ONE, TWO, client_timeout=1e-5), "DEADLINE_EXCEEDED", ""),
-    "a priority and a timeout": (asking(ONE, TWO, priority=1, timeout=9_000_000), OK, ""),
+    "a priority and a timeout": (asking(ONE, TWO, priority=1, timeout=120_000_000), OK, ""),
     "parameters of its own": (asking(ONE, TWO, parameters={"a": 1, "b": "x", "c": True}), OK, ""),
     "typed contents": (raw(tensors=0, typed=True), OK, ""),
     "too few raw tensors": (
