@@ -9,7 +9,9 @@ repository.
     POST /v2/models/NAME[/versions/V]/infer
     POST /v2/repository/index
     POST /v2/repository/models/NAME/load, /unload
-    GET  /v2/trace/setting, /v2/logging, /v2/systemsharedmemory/status, /v2/cudasharedmemory/status
+    GET  /v2/trace/setting, /v2/models/NAME/trace/setting, /v2/logging; to POST there is refused
+    GET  /v2/systemsharedmemory[/region/NAME]/status, as of cudasharedmemory
+    POST /v2/systemsharedmemory/region/NAME/register, refused; [/region/NAME]/unregister
 
 Errors are `{"error": "..."}` with Triton's statuses (endpoints.py). The data plane, which gRPC's door asks,
 too, does the rest.
@@ -36,7 +38,7 @@ from aggregator.http.json_apart import JSON_PROCESSES, read_json
 from aggregator.http.json_tensors import strict_json
 from aggregator.inference.protocol.data_plane import DataPlane
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
-from edge_attention.core.messages.open_inference import Datatype, LogSetting
+from edge_attention.core.messages.open_inference import Datatype, LogSetting, TraceSetting
 from edge_attention.trust.names import Role
 
 __all__ = ["OpenInference", "error_form"]
@@ -89,10 +91,37 @@ class OpenInference:
             HttpEndpoint("POST", "/v2/repository/index", self.index, "viewer"),
             HttpEndpoint("POST", f"{repository}/load", self.load, "operator", "model_loaded"),
             HttpEndpoint("POST", f"{repository}/unload", self.unload, "operator", "model_unloaded"),
-            get("/v2/trace/setting", self.trace),
-            get("/v2/logging", self.logging),
-            get("/v2/systemsharedmemory/status", self.no_regions),
-            get("/v2/cudasharedmemory/status", self.no_regions),
+            *(
+                HttpEndpoint(method, path, handler, "viewer")
+                for path, handler in (
+                    ("/v2/trace/setting", self.trace),
+                    ("/v2/models/{model}/trace/setting", self.trace),
+                    ("/v2/logging", self.logging),
+                )
+                for method in ("GET", "POST")
+            ),
+            *(one for kind in ("system", "cuda") for one in self._regions(f"/v2/{kind}sharedmemory", kind)),
+        )
+
+    def _regions(self, path: str, kind: str) -> tuple[HttpEndpoint, ...]:
+        async def status(call: HttpCall) -> web.StreamResponse:
+            self._plane.require_region(call.request.match_info.get("region", ""), kind)
+            return said(())
+
+        async def register(call: HttpCall) -> web.StreamResponse:
+            self._plane.refuse_shared_memory()
+            return web.Response()
+
+        async def unregister(call: HttpCall) -> web.StreamResponse:
+            return web.Response()
+
+        region = f"{path}/region/{{region}}"
+        return (
+            HttpEndpoint("GET", f"{path}/status", status, "viewer"),
+            HttpEndpoint("GET", f"{region}/status", status, "viewer"),
+            HttpEndpoint("POST", f"{region}/register", register, "user"),
+            HttpEndpoint("POST", f"{region}/unregister", unregister, "user"),
+            HttpEndpoint("POST", f"{path}/unregister", unregister, "user"),
         )
 
     # The server
@@ -114,14 +143,15 @@ class OpenInference:
         return said(self._plane.repository_index(ready))
 
     async def trace(self, call: HttpCall) -> web.StreamResponse:
-        settings = self._plane.trace_settings()
+        if model := call.request.match_info.get("model", ""):
+            self._plane.require(model, "")
+        asked = await self._object(call)
+        settings = self._plane.trace_settings({name: TraceSetting(()) for name in asked})
         return said({n: one.value if n == LEVELS else one.value[0] for n, one in settings.items()})
 
     async def logging(self, call: HttpCall) -> web.StreamResponse:
-        return said(self._plane.log_settings())
-
-    async def no_regions(self, call: HttpCall) -> web.StreamResponse:
-        return said(())
+        asked = await self._object(call)
+        return said(self._plane.log_settings({name: LogSetting() for name in asked}))
 
     # Models
 

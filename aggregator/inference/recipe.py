@@ -16,8 +16,9 @@ from aggregator.inference.ensembles.kept_ensembles import KeptEnsembles
 from aggregator.inference.ensembles.service import EnsembleApi
 from aggregator.inference.generation.generator import Generator
 from aggregator.inference.generation.metrics import GenerationMetrics
+from aggregator.inference.generation.request import GenerationUsage
 from aggregator.inference.generation.service import GenerationApi
-from aggregator.inference.generation.streamed_models import ServedDecoder, StreamedDecoders
+from aggregator.inference.generation.streamed_models import SUFFIX, ServedDecoder, StreamedDecoders
 from aggregator.inference.generation.texts import DeploymentTexts
 from aggregator.inference.metrics import InferenceMetrics
 from aggregator.inference.page import InferencePage
@@ -29,7 +30,7 @@ from aggregator.inference.protocol.triton_metrics import TritonMetrics
 from aggregator.inference.runner import ModelRunner
 from aggregator.inference.service import InferenceApi
 from aggregator.inference.whole.whole_runner import WholeRunner
-from edge_attention.core.messages.inference import DECODER_FILES, TEXT_FILES
+from edge_attention.core.messages.inference import DECODER_FILES, TEXT_FILES, InferReport
 
 
 def inference(engine: Engine) -> Recipe:
@@ -39,7 +40,8 @@ def inference(engine: Engine) -> Recipe:
     counts = InferenceCounts()
     asker = ModelAsker(deployments, metrics, activity, counts)
     api = InferenceApi(asker, engine.budgets, engine.turns)
-    plane = DataPlane([DeployedModels(asker)], engine.budgets)
+    models = DeployedModels(asker)
+    plane = DataPlane([models], engine.budgets)
     sessions = DecoderSessions(engine, deployments)
 
     TritonMetrics(plane.model_statistics, engine.metrics.registry, deployments.waiting)
@@ -48,6 +50,7 @@ def inference(engine: Engine) -> Recipe:
         serves = deployments.serving(gone.name)
         if serves is None or serves is gone or serves.version != gone.version:
             counts.forget(gone.name, gone.version)
+            counts.forget(gone.name + SUFFIX, gone.version)
 
     deployments.leaving.append(forget)
 
@@ -60,20 +63,31 @@ def inference(engine: Engine) -> Recipe:
 
     deployments.checks.append(check_texts)
     texts = DeploymentTexts(text_folder)
-    generator = Generator(
-        sessions, texts, engine.budgets, GenerationMetrics(engine.metrics), activity.traffic
-    )
 
     def serves(model: str) -> ServedDecoder | None:
         deployed = deployments.serving(model)
-        if deployed is None or deployed.planned is None:
+        if deployed is None or deployed.planned is None or models.find(model, "") is None:
             return None
         files, inputs = deployed.request.files, deployed.planned.inputs
         arrays = DECODER_FILES[0] in files and any(one.data_type.value.startswith("float") for one in inputs)
         taken = described_tensors(inputs) if arrays else ()
         return ServedDecoder(str(deployed.version), TEXT_FILES[0] in files, taken)
 
-    plane.add(StreamedDecoders(generator, serves))
+    def generated(model: str, seconds: float, usage: GenerationUsage | None) -> None:
+        if (found := serves(model)) is None:
+            return
+        name, version = model + SUFFIX, int(found.version)
+        if usage is None:
+            counts.failed(name, version, seconds)
+            return
+        said = usage.lacking
+        counts.answered(name, version, 1, InferReport(version, not said, 1.0, said, {"all": seconds}, {}))
+
+    generator = Generator(
+        sessions, texts, engine.budgets, GenerationMetrics(engine.metrics), activity.traffic, generated
+    )
+    decoders = StreamedDecoders(generator, serves, counts)
+    plane.add(decoders)
 
     async def close() -> None:
         await texts.close()
@@ -81,7 +95,10 @@ def inference(engine: Engine) -> Recipe:
         await deployments.close()
 
     ensembles = KeptEnsembles(
-        engine.state, plane, lambda name: deployments.serving(name) is not None, counts.forget
+        engine.state,
+        plane,
+        lambda name: deployments.serving(name) is not None or decoders.find(name, "") is not None,
+        counts.forget,
     )
     plane.add(EnsembleModels(ensembles, plane, asker.counts))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Collection
 from dataclasses import fields
 from difflib import get_close_matches
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.toml_text import read_toml_text
 
 __all__ = ["TomlTable", "names_of", "read_toml"]
 
@@ -27,15 +27,14 @@ def read_toml(path: Path) -> dict[str, Any]:
         InvalidArgument: it cannot be read, is not UTF-8, or is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
     except OSError as error:
         raise InvalidArgument(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InvalidArgument(
             f"{path}, byte {error.start}: it is not UTF-8, which TOML must be; save it as UTF-8"
         ) from None
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidArgument(f"{path} is not TOML: {error}") from None
+    return read_toml_text(text, f"{path} is not TOML")
 
 
 def names_of(cls: type[Any]) -> set[str]:

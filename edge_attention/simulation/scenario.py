@@ -18,7 +18,6 @@ after = 10.0             # seconds after the others
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ import numpy as np
 
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.printable import shown
+from edge_attention.core.toml_text import read_toml_text
 
 __all__ = ["NodeCourse", "courses", "read_scenario"]
 
@@ -66,9 +66,10 @@ def read_scenario(file: Path) -> dict[str, Any]:
         InvalidArgument: it cannot be read, or is no TOML; says where.
     """
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise InvalidArgument(f"{file} cannot be read as a scenario: {error}") from None
+    return read_toml_text(text, f"{file} cannot be read as a scenario")
 
 
 def courses(scenario: Mapping[str, Any], names: Sequence[str]) -> dict[str, NodeCourse]:

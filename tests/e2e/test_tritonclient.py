@@ -325,6 +325,8 @@ def test_model_control(client):
         client.register_system_shared_memory("r", "/r", 64)
     client.unregister_system_shared_memory()
     client.unregister_cuda_shared_memory()
+    with pytest.raises(InferenceServerException, match="Unable to find cuda shared memory region: 'r'"):
+        client.get_cuda_shared_memory_status("r")
     region = given()
     region[0].set_shared_memory("r", 64)
     with pytest.raises(InferenceServerException, match="Unable to find shared memory region: 'r'"):

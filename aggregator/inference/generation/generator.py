@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Generic, TypeVar
 
@@ -20,6 +20,7 @@ from aggregator.inference.generation.request import (
     GenerationEvent,
     GenerationRequest,
     GenerationUsage,
+    PromptTooLong,
 )
 from aggregator.inference.generation.sessions import TokenForm, TokenSessions
 from aggregator.inference.generation.texts import DeploymentText, DeploymentTexts
@@ -33,6 +34,9 @@ from edge_attention.core.tensors import Float32
 __all__ = ["Generator"]
 
 S = TypeVar("S")
+
+GenerationEnded = Callable[[str, float, GenerationUsage | None], None]
+"""Told of a model's name, the seconds that a generation took, and what; None: it failed, or was left."""
 
 LOGIT_BYTES = 16 * 1024 * 1024
 """Of the logits of one trip: a prompt is read in as many tokens at a time."""
@@ -54,8 +58,10 @@ class Generator(Generic[S]):
         budgets: Budgets,
         metrics: GenerationMetrics,
         traffic: ModelTraffic | None = None,
+        ended: GenerationEnded = lambda model, seconds, usage: None,
     ) -> None:
         self._sessions = sessions
+        self._ended = ended
         self._texts = texts
         self._metrics = metrics
         self._traffic = traffic or ModelTraffic()
@@ -94,28 +100,33 @@ class Generator(Generic[S]):
         request.check()
         with self._budgets.take(GENERATIONS, owner or None), self._metrics.counted():
             form = self._sessions.form(request.model)
-            text = await self._texts.get(request.model, form.vocabulary)
-            prompt: tuple[int, ...] = ()
-            if request.prompt:
-                prompt = await _prompt(request, text, form, began + seconds - time.monotonic())
-            encoded: tuple[int, ...] = ()
-            if form.states:
-                encoded, prompt = await self._beside_encoder(request, form, prompt)
-            elif request.inputs:
-                raise InvalidArgument(
-                    f"model {request.model!r} has no encoder that takes inputs: give a prompt alone"
+            usage: GenerationUsage | None = None
+            try:
+                text = await self._texts.get(request.model, form.vocabulary)
+                prompt: tuple[int, ...] = ()
+                if request.prompt:
+                    prompt = await _prompt(request, text, form, began + seconds - time.monotonic())
+                encoded: tuple[int, ...] = ()
+                if form.states:
+                    encoded, prompt = await self._beside_encoder(request, form, prompt)
+                elif request.inputs:
+                    raise InvalidArgument(
+                        f"model {request.model!r} has no encoder that takes inputs: give a prompt alone"
+                    )
+                seed = secrets.randbits(63) if request.seed is None else request.seed
+                running = _RunningGeneration(
+                    self._sessions, form, request, prompt, text, seed, began, began + seconds
                 )
-            seed = secrets.randbits(63) if request.seed is None else request.seed
-            running = _RunningGeneration(
-                self._sessions, form, request, prompt, text, seed, began, began + seconds
-            )
-            running.encoded = encoded
-            running.rule = self._rule(request.model) if request.speculate else None
-            async with aclosing(running.events(owner)) as events:
-                async for event in events:
-                    self._metrics.came(event)
-                    self._traffic.add(request.model, "tokens", len(event.tokens))
-                    yield event
+                running.encoded = encoded
+                running.rule = self._rule(request.model) if request.speculate else None
+                async with aclosing(running.events(owner)) as events:
+                    async for event in events:
+                        self._metrics.came(event)
+                        usage = event.usage or usage
+                        self._traffic.add(request.model, "tokens", len(event.tokens))
+                        yield event
+            finally:
+                self._ended(request.model, time.monotonic() - began, usage)
 
     async def _beside_encoder(
         self, request: GenerationRequest, form: TokenForm, prompt: tuple[int, ...]
@@ -161,10 +172,10 @@ class _RunningGeneration(Generic[S]):
         self._seed = seed
         self._began, self._until = began, until
         self._vocabulary, longest = form.vocabulary, form.length
-        if len(prompt) >= longest:
-            raise InvalidArgument(
+        if len(prompt) > longest:
+            raise PromptTooLong(
                 f"the prompt has {len(prompt):,} tokens, and a session of model {request.model!r} has "
-                f"{longest:,} at most"
+                f"{longest:,} at most; send a shorter one"
             )
         # The last token that comes needs no place in the session.
         self._most = min(request.max_tokens, longest - len(prompt) + 1)

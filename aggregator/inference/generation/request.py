@@ -20,6 +20,7 @@ __all__ = [
     "GenerationEvent",
     "GenerationRequest",
     "GenerationUsage",
+    "PromptTooLong",
 ]
 
 MAX_TOKENS = 16_384
@@ -27,6 +28,11 @@ MAX_TOKENS = 16_384
 PROMPT_TOKENS = 32_768
 PROMPT_CHARACTERS = 1 << 20
 """Of one prompt."""
+
+
+class PromptTooLong(InvalidArgument):
+    """The prompt has more tokens than a session of the model, or than any may."""
+
 
 Finish = Literal["", "stop", "length"]
 
@@ -93,7 +99,7 @@ class GenerationRequest:
         most = PROMPT_CHARACTERS if isinstance(self.prompt, str) else PROMPT_TOKENS
         if len(self.prompt) > most:
             what = "characters" if isinstance(self.prompt, str) else "tokens"
-            raise InvalidArgument(
+            raise PromptTooLong(
                 f"bound prompt-{what}: the prompt has {len(self.prompt):,} {what}, and has {most:,} at most"
             )
         if not 0 <= self.priority <= PRIORITIES:

@@ -10,11 +10,13 @@ Beside the decoder NAME itself, with its own inputs and outputs, a decoupled mod
               beside an encoder of arrays begins with
     parameters of the last answer: finish_reason, prompt_tokens, completion_tokens, seed; where the logits are
               not the whole model's `exact`, false, and `lacking`, why
+    of each answer as Triton has it `triton_final_response`, whether it is the last; a request that says
+              `triton_enable_empty_final_response` has that last one beside its tokens, empty
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +26,8 @@ import numpy as np
 from aggregator.inference.generation.generator import Generator
 from aggregator.inference.generation.request import PROMPT_TOKENS, GenerationEvent, GenerationRequest
 from aggregator.inference.protocol.served import CheckedRequest, ModelAnswered
-from edge_attention.core.errors import FailedPrecondition, InvalidArgument
+from aggregator.inference.protocol.statistics import InferenceCounts
+from edge_attention.core.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from edge_attention.core.messages.open_inference import (
     ConfiguredInput,
     ConfiguredOutput,
@@ -57,6 +60,9 @@ _KINDS = {
 """What a parameter must be that is passed on."""
 _OWN = ("timeout", "priority")
 """Parameters that the data plane has read."""
+_FINAL, _EMPTY_FINAL = "triton_final_response", "triton_enable_empty_final_response"
+_ASIDE = frozenset({"sequence_id", "sequence_start", "sequence_end", _EMPTY_FINAL})
+"""Parameters that say nothing of a text; clients of Triton's send them."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class ServedDecoder:
 
 
 ServesDecoder = Callable[[str], ServedDecoder | None]
-"""Of a deployment's name what serves; None: it does not."""
+"""Of a deployment's name what serves by the protocol; None: it does not."""
 
 
 class StreamedDecoder:
@@ -124,45 +130,70 @@ class StreamedDecoder:
         return given, (TensorMetadata("text_output", text, (1,)), TensorMetadata("output_ids", ids, (-1,)))
 
     async def infer(self, request: CheckedRequest) -> ModelAnswered:
-        raise FailedPrecondition(f"model '{self.name}' answers token by token; ask it with ModelStreamInfer")
+        raise Unimplemented(f"model '{self.name}' answers token by token; ask it with ModelStreamInfer")
 
     async def stream(self, request: CheckedRequest) -> AsyncGenerator[ModelAnswered]:
         asked = _generation(self._decoder, request, bool(self._served.arrays))
+        apart = request.parameters.get(_EMPTY_FINAL) is True
         async with aclosing(self._generator.generate(asked, request.caller, request.seconds)) as events:
             async for event in events:
                 results = _results(event)
-                yield ModelAnswered({name: results[name] for name in request.outputs}, _said(event))
+                last = event.usage is not None and not apart
+                yield ModelAnswered(
+                    {name: results[name] for name in request.outputs}, {**_said(event), _FINAL: last}
+                )
+        if apart:
+            yield ModelAnswered({}, {_FINAL: True})
 
 
 class StreamedDecoders:
     """All deployed decoders, as a source of such models."""
 
-    def __init__(self, generator: Generator[Any], version: ServesDecoder) -> None:
+    def __init__(
+        self, generator: Generator[Any], version: ServesDecoder, counts: InferenceCounts | None = None
+    ) -> None:
+        """`counts`: of what is called `NAME.generate`, too."""
         self._generator = generator
         self._version = version
+        self._counts = counts or InferenceCounts()
 
     def find(self, name: str, version: str) -> StreamedDecoder | None:
-        decoder = name.removesuffix(SUFFIX)
-        if decoder == name or decoder not in self._generator.models():
+        if (decoder := self._decoder_of(name)) is None:
             return None
         found = self._version(decoder)
         if found is None or version not in ("", found.version):
             return None
         return StreamedDecoder(self._generator, decoder, found)
 
-    def index(self) -> Iterable[ModelIndex]:
+    def index(self) -> Iterator[ModelIndex]:
         for decoder in self._generator.models():
             if (found := self._version(decoder)) is not None:
                 yield ModelIndex(decoder + SUFFIX, found.version, "READY")
 
-    def statistics(self, name: str, version: str) -> Iterable[ModelStatistics]:
-        return ()
+    def statistics(self, name: str, version: str) -> Iterator[ModelStatistics]:
+        for one in self.index():
+            if name in ("", one.name) and version in ("", one.version):
+                yield self._counts.of(one.name, int(one.version))
 
     async def load(self, name: str, parameters: Mapping[str, RepositoryParameter], caller: str) -> bool:
-        return not parameters and self.find(name, "") is not None
+        if (decoder := self._decoder_of(name)) is None:
+            return False
+        if parameters or self.find(name, "") is None:
+            raise FailedPrecondition(
+                f"failed to load '{name[:80]}': it goes with its decoder; load '{decoder}', without parameters"
+            )
+        return True
 
     async def unload(self, name: str) -> bool:
-        return False  # it goes with its decoder
+        if (decoder := self._decoder_of(name)) is None:
+            return False
+        raise FailedPrecondition(
+            f"failed to unload '{name[:80]}': it goes with its decoder; unload '{decoder}'"
+        )
+
+    def _decoder_of(self, name: str) -> str | None:
+        decoder = name.removesuffix(SUFFIX)
+        return decoder if decoder != name and decoder in self._generator.models() else None
 
 
 def _generation(decoder: str, request: CheckedRequest, arrays: bool) -> GenerationRequest:
@@ -182,7 +213,7 @@ def _generation(decoder: str, request: CheckedRequest, arrays: bool) -> Generati
             begins = _ids(value)
         elif name in _KINDS:
             raise InvalidArgument(f"parameter '{name}' is {str(value)[:80]!r}; it must be {_KINDS[name]}")
-        elif name not in _OWN:
+        elif name not in _OWN and name not in _ASIDE:
             raise InvalidArgument(f"parameter '{name[:80]}' is none of {', '.join((*_KINDS, *_OWN))}")
     settings["priority"] = request.priority
     if arrays:

@@ -16,7 +16,7 @@ from aggregator.bounds.budget import Budgets, Lease
 from aggregator.inference.protocol.checking import checked
 from aggregator.inference.protocol.classification import classified, classified_bytes
 from aggregator.inference.protocol.served import CheckedRequest, ModelAnswered, ModelSource, OfferedModel
-from edge_attention.core.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from edge_attention.core.errors import InvalidArgument, NotFound, Unimplemented
 from edge_attention.core.messages.open_inference import (
     Datatype,
     InferenceRequest,
@@ -159,16 +159,16 @@ class DataPlane:
         Raises:
             NotFound: no such model or version.
             InvalidArgument: the request does not fit the model.
-            FailedPrecondition: the model answers on streams alone.
+            Unimplemented: the model answers on streams alone.
             DeadlineExceeded: says what was waited for.
             EdgeAttentionError: what keeps it from answering.
         """
         async with AsyncExitStack() as stack:
             model, config, asked = await self._asked(request, caller, room, stack)
             if config.model_transaction_policy.decoupled:
-                raise FailedPrecondition(
-                    f"model '{model.name}' may give several answers to a request; ask it with "
-                    "ModelStreamInfer"
+                raise Unimplemented(
+                    f"ModelInfer RPC doesn't support models with decoupled transaction policy: '{model.name}' "
+                    "may give several answers to a request; ask it with ModelStreamInfer"
                 )
             return await _response(config, request, asked, model, await model.infer(asked))
 
@@ -221,6 +221,14 @@ class DataPlane:
             "log_verbose_level": LogSetting(uint32_param=0),
             "log_format": LogSetting(string_param="default"),
         }
+
+    def require_region(self, name: str, kind: str) -> None:
+        """Raises NotFound for any region that is named; of all there are none. `kind`: system or cuda."""
+        if name:
+            raise NotFound(
+                f"Unable to find {kind} shared memory region: '{name[:80]}'; there is no shared memory with this "
+                "server"
+            )
 
     def refuse_shared_memory(self) -> None:
         """Raises Unimplemented."""

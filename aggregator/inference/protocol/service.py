@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from aggregator.bounds.budget import Budgets
@@ -19,6 +20,7 @@ from edge_attention.wire import open_inference as wire
 
 LOADED = AuditLine("model_loaded", lambda q, r: {"model": q.model_name})
 UNLOADED = AuditLine("model_unloaded", lambda q, r: {"model": q.model_name})
+REGIONS = "system", "cuda"
 BY_THREAD = 1 << 20
 """Bytes of an answer from which a thread writes it."""
 
@@ -44,7 +46,10 @@ class OpenInferenceApi:
             Endpoint(wire.REPOSITORY_MODEL_UNLOAD, self.unload, "operator", UNLOADED),
             Endpoint(wire.TRACE_SETTING, self.trace, "viewer"),
             Endpoint(wire.LOG_SETTINGS, self.log, "viewer"),
-            *(Endpoint(method, self.no_regions, "viewer") for method in wire.SHARED_MEMORY_STATUS),
+            *(
+                Endpoint(method, partial(self.region, kind), "viewer")
+                for kind, method in zip(REGIONS, wire.SHARED_MEMORY_STATUS, strict=True)
+            ),
             *(Endpoint(method, self.no_regions, "user") for method in wire.SHARED_MEMORY_UNREGISTER),
             *(Endpoint(method, self.register_region, "user") for method in wire.SHARED_MEMORY_REGISTER),
         )
@@ -88,6 +93,10 @@ class OpenInferenceApi:
 
     async def log(self, request: o.LogSettingsRequest, call: Any) -> o.LogSettingsResponse:
         return o.LogSettingsResponse(self._plane.log_settings(request.settings))
+
+    async def region(self, kind: str, request: o.SharedMemoryRequest, call: Any) -> o.SharedMemoryResponse:
+        self._plane.require_region(request.name, kind)
+        return o.SharedMemoryResponse()
 
     async def no_regions(self, request: o.SharedMemoryRequest, call: Any) -> o.SharedMemoryResponse:
         return o.SharedMemoryResponse()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from edge_attention.core.ensembles.ensemble import Absent, EnsembleMember, Ensem
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.printable import shown
 from edge_attention.core.tensors import Float32
+from edge_attention.core.toml_text import read_toml_text
 
 __all__ = ["ENSEMBLE_BYTES", "MAX_MEMBERS", "read_ensemble"]
 
@@ -56,15 +56,19 @@ def read_ensemble(text: str | bytes) -> EnsembleSpec:
         raise InvalidArgument(
             f"bound ENSEMBLE_BYTES: the file has {len(text):,} bytes, {ENSEMBLE_BYTES:,} at most"
         )
+    said = "the ensemble's file is no TOML"
     try:
-        data = tomllib.loads(text if isinstance(text, str) else text.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InvalidArgument(f"the ensemble's file is no TOML: {shown(str(error), 200)}") from None
+        written = text if isinstance(text, str) else text.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"{said}: {error}") from None
+    data = read_toml_text(written, said)
     _known("the ensemble", data, _KEYS)
     members = data.get("member", [])
     if len(members) > MAX_MEMBERS:
         raise InvalidArgument(f"bound MAX_MEMBERS: {len(members)} members, {MAX_MEMBERS} at most")
-    more: dict[str, Any] = {key: data[key] for key in ("output", "axis", "head") if key in data}
+    more: dict[str, Any] = {key: data[key] for key in ("axis", "head") if key in data}
+    if "output" in data:
+        more["output"] = _text("output", data["output"])
     if "absent" in data:
         more["absent"] = _choice(Absent, data["absent"], "absent")
     if "seconds" in data:
@@ -91,7 +95,8 @@ def _member(number: int, data: Any) -> EnsembleMember:
         raise InvalidArgument(f"{where} is no table: write [[member]]")
     _known(where, data, _MEMBER_KEYS)
     model = _text(f"{where}: model", data.get("model"))
-    more = {key: data[key] for key in ("version", "output", "keys", "values") if key in data}
+    more = {key: data[key] for key in ("version", "output") if key in data}
+    more |= {key: _text(f"{where}: {key}", data[key]) for key in ("keys", "values") if key in data}
     inputs = {name: _text(f"{where}: inputs: {name}", to) for name, to in data.get("inputs", {}).items()}
     weight = _number(f"{where}: weight", data.get("weight", 1.0), 0.0, 1e9, zero=True)
     name = _text(f"{where}: name", data.get("name", model))

@@ -186,6 +186,10 @@ def test_errors_have_openais_form(made):
         await refused({"json": good | {"prompt": ""}}, 400, "prompt is empty")
         await refused({"json": good | {"prompt": [99999]}}, 400, "token 99999")
         await refused({"json": good | {"temperature": -1}}, 400, "temperature")
+        long = {"json": good | {"prompt": "a" * 2001}}
+        await refused(long, 400, "has 2,000 at most; send a shorter one")
+        code = (await port.post("/v1/completions", **long)).json["error"]["code"]
+        assert code == "context_length_exceeded"
         await refused({"data": b"{"}, 400, "the body is no JSON")
         await refused({"json": good | {"prompt": [1] * 70_000}}, 413, "bound asked-values")
         await refused({"json": good, "headers": {"Origin": "http://evil"}}, 403, "another site")

@@ -284,3 +284,25 @@ def test_the_forty_questions():
         assert told.get_response()["model_name"] == "simple"
 
     with_client(work)
+
+
+def test_settings_cannot_be_changed_and_there_are_no_regions():
+    def work(client, made):
+        for model in (None, "simple"):
+            assert client.get_trace_settings(model)["trace_mode"] == "triton"
+            change = lambda model=model: client.update_trace_settings(model, {"trace_rate": "1"})  # noqa: E731
+            refused(change, 501, "trace settings cannot be changed")
+        refused(lambda: client.get_trace_settings("nope"), 404, "unknown model: 'nope'")
+        refused(lambda: client.update_log_settings({"log_info": False}), 501, "log settings cannot be changed")
+        register = lambda: client.register_system_shared_memory("r", "/r", 64)  # noqa: E731
+        refused(register, 501, "shared memory regions cannot be registered")
+        register = lambda: client.register_cuda_shared_memory("r", b"handle", 0, 64)  # noqa: E731
+        refused(register, 501, "shared memory regions cannot be registered")
+        why = "Unable to find {} shared memory region: 'r'"
+        refused(lambda: client.get_system_shared_memory_status("r"), 404, why.format("system"))
+        refused(lambda: client.get_cuda_shared_memory_status("r"), 404, why.format("cuda"))
+        for name in ("", "r"):
+            client.unregister_system_shared_memory(name)
+            client.unregister_cuda_shared_memory(name)
+
+    with_client(work)

@@ -16,7 +16,6 @@ Parts are numbered in the order of stages and boxes; which part a box has is not
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -25,6 +24,7 @@ from edge_attention.core.placement.cuts.choice import PredictedPlan
 from edge_attention.core.printable import shown
 from edge_attention.core.schedule.plan import Cut, CutPlan
 from edge_attention.core.schedule.saved_plan import PLAN_BYTES, PLAN_PARTS, loads_plan
+from edge_attention.core.toml_text import read_toml_text
 
 __all__ = ["Holders", "dumps_toml", "loads_toml"]
 
@@ -70,10 +70,7 @@ def loads_toml(text: str, layers: int | None = None) -> tuple[CutPlan, Holders]:
     """
     if len(text) > PLAN_BYTES:
         raise InvalidArgument(f"a plan's file has {len(text):,} bytes; {PLAN_BYTES:,} are the most")
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidArgument(f"a plan's file is not TOML: {shown(error, 100)}") from None
+    data = read_toml_text(text, "a plan's file is not TOML")
     for key in data:
         if key not in ("halves", "mean", "stage"):
             _wrong(f"has no {shown(key, 40)}: there are halves, mean and [[stage]]")

@@ -30,6 +30,7 @@ from edge_attention.core.messages.open_inference import (
     InferenceRequest,
     ModelConfig,
     ModelMetadata,
+    ModelTransactionPolicy,
     ModelVersionPolicy,
     NamedTensor,
     TensorMetadata,
@@ -41,11 +42,11 @@ class Model:
 
     version = "1"
 
-    def __init__(self, name, outputs, *, seconds=0.0, takes="x", shape=(-1, 2), said=None):
+    def __init__(self, name, outputs, *, seconds=0.0, takes="x", shape=(-1, 2), said=None, decoupled=False):
         self.name, self.outputs, self.seconds, self.takes = name, outputs, seconds, takes
         self.shape, self.said = shape, said or {}
         self.ready, self.error, self.under_way, self.cancelled = True, None, 0, 0
-        self.priority = None
+        self.priority, self.decoupled = None, decoupled
 
     def metadata(self):
         inputs = (TensorMetadata(self.takes, "FP32", self.shape),)
@@ -65,6 +66,7 @@ class Model:
             0,
             tuple(ConfiguredInput(one.name, Datatype.FP32, one.shape) for one in metadata.inputs),
             tuple(ConfiguredOutput(one.name, Datatype.FP32, one.shape) for one in metadata.outputs),
+            model_transaction_policy=ModelTransactionPolicy(self.decoupled),
         )
 
     async def infer(self, request):
@@ -301,6 +303,76 @@ def test_members_that_do_not_fit_are_named_when_it_is_deployed(tmp_path, text, e
             await house.deploy(MEAN, "wide")
         with pytest.raises(InvalidArgument):
             await house.deploy(MEAN, "../both")
+
+    asyncio.run(run())
+
+
+NARROW = '[[member]]\nmodel = "narrow"\n'
+SIDE = 'how = "concatenate"\n'
+ATTENTION = 'how = "attention"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (MEAN + NARROW, r"'narrow' answers FP32 \[-1, 1\] and 'one' FP32 \[-1, 2\]: they do not meet"),
+        (SIDE + "axis = 0\n" + MEAN + NARROW, "they do not meet"),
+        (SIDE + MEAN + NARROW, None),
+        (MEAN + '[[member]]\nmodel = "pieces"', "member 'pieces': .* on streams alone"),
+        ('head = "one"\n' + MEAN, "head is of how = 'attention', and this ensemble's is 'mean'"),
+        ('absent = "zeros"\n' + MEAN, "absent is of how = 'concatenate'"),
+    ],
+)
+def test_outputs_that_cannot_meet_are_refused_when_it_is_deployed(tmp_path, text, says):
+    models = (
+        Model("one", {"y": same}),
+        Model("two", {"y": twice}),
+        Model("narrow", {"y": lambda x: x[:, :1]}),
+        Model("pieces", {"y": same}, decoupled=True),
+    )
+    deployed(tmp_path, models, text, says)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("queries = [[[1.0, 0.5]]]\n", None),
+        ('queries = "q"\n', None),
+        ("queries = [[[1.0, 0.5, 2.0]]]\n", "member 'one' answers keys .* the members before it, fit keys"),
+        ("queries = [[[1.0, 0.5], [1.0, 2.0]]]\n", "member 'one' answers keys .* and values"),
+        ('queries = "q"\nhead = "head"\n', None),
+        ('queries = "q"\nhead = "flat"\n', r"head 'flat' takes FP32 \[-1, 2\]; what was attended to is FP32"),
+        ('queries = "q"\nhead = "wide"\n', r"head 'wide' takes FP32 \[-1, 1, 1, 3\]"),
+        ('queries = "q"\nhead = "pieces"\n', "the head: model 'pieces' gives its answer piece by piece"),
+        ('queries = "q"\noutput = "mass"\n', "give it another name"),
+    ],
+)
+def test_keys_queries_and_a_head_that_do_not_fit_are_refused_when_it_is_deployed(tmp_path, text, says):
+    def flat(fused):
+        return fused.reshape(len(fused), -1)
+
+    models = (
+        Model("one", {"keys": tokens(2), "values": tokens(2)}),
+        Model("two", {"keys": tokens(3), "values": tokens(3)}),
+        Model("head", {"y": flat}, shape=(-1, 1, 1, 2)),
+        Model("wide", {"y": flat}, shape=(-1, 1, 1, 3)),
+        Model("flat", {"y": flat}),
+        Model("pieces", {"y": flat}, shape=(-1, 1, 1, 2), decoupled=True),
+    )
+    deployed(tmp_path, models, ATTENTION + text + MEAN, says)
+
+
+def deployed(folder, models, text, says):
+    """It is, or, if it says so, is not."""
+
+    async def run():
+        house = House(folder, *models)
+        if says is None:
+            await house.deploy(text)
+            return
+        with pytest.raises(InvalidArgument, match=says):
+            await house.deploy(text)
+        assert house.kept.find("both") is None
 
     asyncio.run(run())
 

@@ -17,7 +17,7 @@ from aggregator.inference.generation import texts as generation_texts
 from aggregator.inference.generation.coders import BytesCoder, read_begins
 from aggregator.inference.generation.generator import Generator
 from aggregator.inference.generation.metrics import GenerationMetrics
-from aggregator.inference.generation.request import GenerationRequest
+from aggregator.inference.generation.request import GenerationRequest, PromptTooLong
 from aggregator.inference.generation.texts import DeploymentTexts
 from aggregator.observe.metrics import Metrics
 from edge_attention.core.errors import (
@@ -174,8 +174,11 @@ def test_a_session_ends_at_its_longest(decoder, folder):
     events = asyncio.run(everything(generator, GenerationRequest("small", PROMPT, 500)))
     assert events[-1].finish == "length"
     assert events[-1].usage.completion_tokens == 21
-    with pytest.raises(InvalidArgument, match="session of model 'small' has"):
+    with pytest.raises(PromptTooLong, match="session of model 'small' has .*; send a shorter one"):
         asyncio.run(everything(generator, GenerationRequest("small", PROMPT * 2, 1)))
+    generator, _ = generator_of(decoder, folder, length=len(PROMPT))
+    (event,) = asyncio.run(everything(generator, GenerationRequest("small", PROMPT, 5)))
+    assert (len(event.tokens), event.finish) == (1, "length")  # it needs no place itself
 
 
 def test_a_deadline_says_how_far_it_came(decoder, folder):

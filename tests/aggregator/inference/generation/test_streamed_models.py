@@ -17,14 +17,15 @@ from aggregator.bounds.budget import Budgets
 from aggregator.inference.generation import service
 from aggregator.inference.generation.generator import Generator
 from aggregator.inference.generation.metrics import GenerationMetrics
-from aggregator.inference.generation.request import PROMPT_TOKENS
+from aggregator.inference.generation.request import PROMPT_TOKENS, GenerationRequest
 from aggregator.inference.generation.streamed_models import ServedDecoder, StreamedDecoders
 from aggregator.inference.generation.texts import DeploymentTexts
 from aggregator.inference.protocol import streaming
 from aggregator.inference.protocol.data_plane import DataPlane
+from aggregator.inference.protocol.statistics import InferenceCounts
 from aggregator.inference.protocol.streaming import RequestStream
 from aggregator.observe.metrics import Metrics
-from edge_attention.core.errors import FailedPrecondition, InvalidArgument, NotFound
+from edge_attention.core.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from edge_attention.core.generation.sampling import Sampling
 from edge_attention.core.messages.inference import GenerateRequest
 from edge_attention.core.messages.open_inference import InferenceRequest, NamedTensor, TensorMetadata
@@ -158,7 +159,9 @@ def test_tokens_come_one_answer_after_another(tmp_path):
     text = b"".join(one[0] for one in outputs(found, "text_output"))
     assert text.decode() == bytes(expected).decode("utf-8", "replace")
     said = {"finish_reason": "length", "prompt_tokens": 13, "completion_tokens": 20, "seed": 5}
-    assert [answer.parameters for answer in found] == [{}] * (len(found) - 1) + [said]
+    *before, last = [answer.parameters for answer in found]
+    assert before == [{"triton_final_response": False}] * (len(found) - 1)
+    assert last == said | {"triton_final_response": True}
     assert {answer.model for answer in found} == {"small.generate"}
     assert [(one.name, one.state) for one in made.repository_index()] == [("small.generate", "READY")]
     assert made.model_config("small.generate").model_transaction_policy.decoupled
@@ -184,7 +187,7 @@ def test_parameters_that_say_nothing_are_refused(tmp_path, parameters, words):
 
 def test_it_is_for_streams_alone(tmp_path):
     made, _ = plane(tmp_path, text=True)
-    with pytest.raises(FailedPrecondition, match="ModelStreamInfer"):
+    with pytest.raises(Unimplemented, match="ModelInfer RPC doesn't support models with decoupled transaction"):
         asyncio.run(made.infer(InferenceRequest("small.generate", inputs=(text_of(PROMPT),)), "me"))
     for name in ("small", "other.generate"):
         with pytest.raises(NotFound):
@@ -221,3 +224,58 @@ def test_where_an_encoder_takes_arrays_these_are_the_inputs(tmp_path):
     assert tuple(int(t) for one in outputs(found, "output_ids") for t in one) == begun
     with pytest.raises(FailedPrecondition, match="decoder_start_token_id"):
         asyncio.run(answers(made, given))
+
+
+def test_what_clients_of_triton_send_beside_says_nothing_of_a_text(tmp_path):
+    """Who asks for an empty last answer has it: it may drop whatever that brings."""
+    made, decoder = plane(tmp_path, text=True)
+    sequence = {"sequence_id": 7, "sequence_start": True, "sequence_end": False}
+    asked = {"max_tokens": 6, "triton_enable_empty_final_response": True, **sequence}
+    *found, last = asyncio.run(answers(made, text_of(PROMPT), **asked))
+    tokens = np.concatenate(outputs(found, "output_ids")).tolist()
+    assert tuple(tokens) == LocalDecoder(decoder).generate(PROMPT, 6)
+    assert not any(answer.parameters["triton_final_response"] for answer in found)
+    assert found[-1].parameters["finish_reason"] == "length"
+    assert (last.outputs, last.parameters, last.id) == ((), {"triton_final_response": True}, "7")
+
+
+def test_it_is_loaded_unloaded_and_counted_with_its_decoder(tmp_path):
+    _, generator, _, budgets = parts(tmp_path, text=True)
+    counts, serving = InferenceCounts(), [ServedDecoder("3", True)]
+    source = StreamedDecoders(generator, lambda name: serving[0] if serving else None, counts)
+    made = DataPlane([source], budgets)
+    counts.failed("small.generate", 3, 0.5)
+    for name, version in (("", ""), ("small.generate", ""), ("small.generate", "3")):
+        (told,) = made.model_statistics(name, version)
+        assert (told.name, told.version, told.inference_stats.fail.count) == ("small.generate", "3", 1)
+    asyncio.run(made.load("small.generate"))
+    with pytest.raises(FailedPrecondition, match="goes with its decoder; unload 'small'"):
+        asyncio.run(made.unload("small.generate"))
+    serving.clear()  # the decoder was unloaded
+    with pytest.raises(FailedPrecondition, match="goes with its decoder; load 'small'"):
+        asyncio.run(made.load("small.generate"))
+    assert not made.model_ready("small.generate")
+    assert made.repository_index() == ()
+    for name in ("small", "nobody.generate"):
+        with pytest.raises(NotFound):
+            asyncio.run(made.load(name))
+        with pytest.raises(NotFound):
+            asyncio.run(made.unload(name))
+
+
+def test_whoever_ends_a_generation_it_is_told(tmp_path):
+    _, generator, _, _ = parts(tmp_path, text=True)
+    told = []
+    generator._ended = lambda model, seconds, usage: told.append((model, usage and usage.completion_tokens))
+
+    async def run():
+        request = GenerationRequest("small", PROMPT, 5)
+        async for _ in generator.generate(request, "me", 60.0):
+            pass
+        async with aclosing(generator.generate(request, "me", 60.0)) as events:
+            await anext(events)
+        with pytest.raises(InvalidArgument):
+            await anext(generator.generate(GenerationRequest("small", PROMPT * 1000, 5), "me", 60.0))
+
+    asyncio.run(run())
+    assert told == [("small", 5), ("small", None), ("small", None)]
