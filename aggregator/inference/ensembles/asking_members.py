@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from aggregator.engine.endings import to_the_end
 from aggregator.inference.protocol.data_plane import DataPlane
 from aggregator.inference.protocol.served import CheckedRequest
 from edge_attention.core.datatypes import NUMPY, datatype_of
@@ -128,11 +128,12 @@ async def ask_members(ensemble: EnsembleSpec, plane: DataPlane, request: Checked
     finally:
         for task in tasks:
             task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait(tasks)
-        for task in tasks:
-            if task.done() and not task.cancelled():
-                task.exception()  # of several that failed the first was told
+        try:
+            await to_the_end(asyncio.wait(tasks))
+        finally:
+            for task in tasks:
+                if not task.cancelled():
+                    task.exception()  # of several that failed the first was told
     order = [member.name for member in ensemble.members]
     if not outputs:
         why = "; ".join(f"{name}: {absent[name]}" for name in order)

@@ -177,6 +177,34 @@ def test_who_is_late_is_left_out_and_named_and_ends(tmp_path):
     asyncio.run(run())
 
 
+def test_who_goes_away_while_members_end_is_gone(tmp_path):
+    """A cancellation that comes while an absent member ends was lost: the request went on for nobody."""
+
+    async def run():
+        lingers, goes_on = asyncio.Event(), asyncio.Event()
+        late = Model("two", {"y": twice})
+
+        async def infer(request):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                lingers.set()
+                await goes_on.wait()
+
+        late.infer = infer
+        house = House(tmp_path, Model("one", {"y": same}), late)
+        await house.deploy("seconds = 0.1\n" + MEAN)
+        asked = asyncio.create_task(house.ask(x=X))
+        await lingers.wait()
+        asked.cancel()
+        await asyncio.sleep(0)
+        goes_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+
+    asyncio.run(run())
+
+
 def test_a_member_that_fails_is_absent_and_what_is_wrong_with_the_input_is_said(tmp_path):
     async def run():
         one, two = Model("one", {"y": same}), Model("two", {"y": twice})
