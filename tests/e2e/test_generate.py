@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import queue
 import re
 import shlex
 import subprocess
@@ -12,8 +13,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+import tritonclient.grpc as triton
+from fleets import until
 from onnx import numpy_helper
 
 from edge_attention import AsyncClient
@@ -178,3 +182,37 @@ def test_what_is_refused(client, model, decoder, tmp_path):
         dumb.undeploy()
     with pytest.raises(NotFound):
         client.model("nobody")
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_tritons_client_is_told_when_it_ends_and_what_was_counted(shared, model, apart):
+    came = queue.Queue()
+    text = triton.InferInput("text_input", [1], "BYTES")
+    text.set_data_from_numpy(np.array([PROMPT.encode()], object))
+    asked = {"parameters": {"max_tokens": 6}, "enable_empty_final_response": apart, "sequence_id": 7}
+    with triton.InferenceServerClient(shared.address) as client:
+        before = counted(client)
+        client.start_stream(lambda result, error: came.put((result, error)))
+        client.async_stream_infer("writer.generate", [text], request_id="q", **asked)
+        tokens, last = [], False
+        while not last:
+            result, error = came.get(timeout=60)
+            assert error is None
+            last = result.get_response().parameters["triton_final_response"].bool_param
+            ids = result.as_numpy("output_ids")
+            assert (ids is None) == (last and apart)
+            tokens += [] if ids is None else ids.tolist()
+        client.stop_stream()
+        assert tokens == model_tokens(model, 6)
+        until(lambda: counted(client) == before + 2, "both are counted, whichever door they came by")
+
+
+def model_tokens(model, count):
+    generation = model.generate(PROMPT, max_tokens=count)
+    generation.rest()
+    return generation.tokens
+
+
+def counted(client):
+    (told,) = client.get_inference_statistics("writer.generate").model_stats
+    return told.inference_stats.success.count

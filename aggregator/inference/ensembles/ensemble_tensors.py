@@ -69,8 +69,8 @@ def _require_of_its_kind(ensemble: EnsembleSpec) -> None:
         for name, there in given.items():
             if there and ensemble.how is not how:
                 raise InvalidArgument(
-                    f"{name} is of how = '{how.value}', and this ensemble's is '{ensemble.how.value}': leave it "
-                    "out, or say how"
+                    f"{name} is of how = '{how.value}', and this ensemble's is '{ensemble.how.value}': leave "
+                    "it out, or say how"
                 )
 
 
@@ -171,7 +171,9 @@ def _attended(
             )
         heads, dim, width = max(heads, keys[2], values[2]), max(dim, keys[3]), max(width, values[3])
     if ensemble.output == MASS and not ensemble.head:
-        raise InvalidArgument(f"output is '{MASS}', which the members' shares are called: give it another name")
+        raise InvalidArgument(
+            f"output is '{MASS}', which the members' shares are called: give it another name"
+        )
     fused = (-1, queries, heads, width)
     masses = TensorMetadata(MASS, FLOAT32.value, (-1, len(ensemble.members)))
     if not ensemble.head:

@@ -180,7 +180,8 @@ class StreamedDecoders:
             return False
         if parameters or self.find(name, "") is None:
             raise FailedPrecondition(
-                f"failed to load '{name[:80]}': it goes with its decoder; load '{decoder}', without parameters"
+                f"failed to load '{name[:80]}': it goes with its decoder; load '{decoder}', without "
+                "parameters"
             )
         return True
 

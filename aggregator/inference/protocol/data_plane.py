@@ -167,8 +167,8 @@ class DataPlane:
             model, config, asked = await self._asked(request, caller, room, stack)
             if config.model_transaction_policy.decoupled:
                 raise Unimplemented(
-                    f"ModelInfer RPC doesn't support models with decoupled transaction policy: '{model.name}' "
-                    "may give several answers to a request; ask it with ModelStreamInfer"
+                    f"ModelInfer RPC doesn't support models with decoupled transaction policy: "
+                    f"'{model.name}' may give several answers to a request; ask it with ModelStreamInfer"
                 )
             return await _response(config, request, asked, model, await model.infer(asked))
 
@@ -226,8 +226,8 @@ class DataPlane:
         """Raises NotFound for any region that is named; of all there are none. `kind`: system or cuda."""
         if name:
             raise NotFound(
-                f"Unable to find {kind} shared memory region: '{name[:80]}'; there is no shared memory with this "
-                "server"
+                f"Unable to find {kind} shared memory region: '{name[:80]}'; there is no shared memory with "
+                "this server"
             )
 
     def refuse_shared_memory(self) -> None:

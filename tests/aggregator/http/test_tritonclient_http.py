@@ -293,7 +293,8 @@ def test_settings_cannot_be_changed_and_there_are_no_regions():
             change = lambda model=model: client.update_trace_settings(model, {"trace_rate": "1"})  # noqa: E731
             refused(change, 501, "trace settings cannot be changed")
         refused(lambda: client.get_trace_settings("nope"), 404, "unknown model: 'nope'")
-        refused(lambda: client.update_log_settings({"log_info": False}), 501, "log settings cannot be changed")
+        change = lambda: client.update_log_settings({"log_info": False})  # noqa: E731
+        refused(change, 501, "log settings cannot be changed")
         register = lambda: client.register_system_shared_memory("r", "/r", 64)  # noqa: E731
         refused(register, 501, "shared memory regions cannot be registered")
         register = lambda: client.register_cuda_shared_memory("r", b"handle", 0, 64)  # noqa: E731

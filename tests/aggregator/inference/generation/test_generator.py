@@ -174,7 +174,7 @@ def test_a_session_ends_at_its_longest(decoder, folder):
     events = asyncio.run(everything(generator, GenerationRequest("small", PROMPT, 500)))
     assert events[-1].finish == "length"
     assert events[-1].usage.completion_tokens == 21
-    with pytest.raises(PromptTooLong, match="session of model 'small' has .*; send a shorter one"):
+    with pytest.raises(PromptTooLong, match=r"session of model 'small' has .*; send a shorter one"):
         asyncio.run(everything(generator, GenerationRequest("small", PROMPT * 2, 1)))
     generator, _ = generator_of(decoder, folder, length=len(PROMPT))
     (event,) = asyncio.run(everything(generator, GenerationRequest("small", PROMPT, 5)))
