@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from aggregator.http.completion_requests import param_of
+from aggregator.http.guard import NoSuchPath
 from aggregator.inference.generation.request import GenerationUsage, PromptTooLong
 from edge_attention.core.errors import EdgeAttentionError
 
@@ -22,7 +23,7 @@ _TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permi
           404: "invalid_request_error", 413: "invalid_request_error", 429: "rate_limit_error",
           501: "invalid_request_error"}  # fmt: skip
 _CODES = {401: "invalid_api_key", 404: "model_not_found", 503: "overloaded", 504: "timeout"}
-_TOO_LONG = "context_length_exceeded"
+_BY_ERROR = {PromptTooLong: "context_length_exceeded", NoSuchPath: "unknown_url"}
 
 
 def error_body(status: int, error: EdgeAttentionError) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def error_body(status: int, error: EdgeAttentionError) -> dict[str, Any]:
             "message": error.message,
             "type": _TYPES.get(status, "server_error"),
             "param": param_of(error),
-            "code": _TOO_LONG if isinstance(error, PromptTooLong) else _CODES.get(status),
+            "code": _BY_ERROR.get(type(error)) or _CODES.get(status),
         }
     }
 

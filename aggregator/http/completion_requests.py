@@ -157,7 +157,7 @@ def _generation(
 ) -> GenerationRequest:
     seed = fields.get("seed")
     if seed is not None and (type(seed) is not int or not -(1 << 63) <= seed < 1 << 63):
-        raise WrongParameter("seed is a whole number of 64 bits", "seed")
+        raise WrongParameter(f"seed must be a whole number of 64 bits, not {_shown(seed)}", "seed")
     return GenerationRequest(
         model=fields["model"],
         prompt=prompt,
@@ -244,7 +244,7 @@ def _priority(fields: Mapping[str, Any]) -> int:
 def _number(fields: Mapping[str, Any], name: str, default: float) -> float:
     value = fields.get(name, default)
     if type(value) not in (int, float):
-        raise WrongParameter(f"{name} is a number", name)
+        raise WrongParameter(f"{name} must be a number, not {_shown(value)}", name)
     try:
         return float(value)
     except OverflowError:
@@ -254,8 +254,12 @@ def _number(fields: Mapping[str, Any], name: str, default: float) -> float:
 def _whole(fields: Mapping[str, Any], name: str, default: int) -> int:
     value = fields.get(name, default)
     if type(value) is not int or abs(value) >= 1 << 31:
-        raise WrongParameter(f"{name} is a whole number", name)
+        raise WrongParameter(f"{name} must be a whole number of 32 bits, not {_shown(value)}", name)
     return value
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value)[:80]
 
 
 def param_of(error: EdgeAttentionError) -> str | None:

@@ -29,7 +29,8 @@ from aggregator.http.endpoints import HttpCall, HttpEndpoint, http_status
 from aggregator.http.json_tensors import strict_json
 from aggregator.inference.generation.generator import Generator
 from aggregator.inference.generation.request import GenerationEvent, GenerationUsage
-from edge_attention.core.errors import EdgeAttentionError, MessageTooLarge, NotFound
+from aggregator.inference.generation.texts import DeploymentText
+from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition, MessageTooLarge, NotFound
 
 __all__ = ["Completions"]
 
@@ -81,6 +82,8 @@ class Completions:
     async def complete(self, call: HttpCall) -> web.StreamResponse:
         ask = completion_of(await self._said(call))
         until = time.monotonic() + GENERATION_SECONDS
+        with self._budgets.take(GENERATIONS, call.caller or None):
+            await self._text(ask.generation.model)
         return await self._answer(
             call, ask, AnswerForm(*_new("cmpl", ask), chat=False, usage=ask.usage), until
         )
@@ -89,11 +92,9 @@ class Completions:
         ask = chat_of(await self._said(call))
         until = time.monotonic() + GENERATION_SECONDS
         with self._budgets.take(GENERATIONS, call.caller or None):  # a template takes its time, too
-            text = await self._generator.texts(ask.generation.model)
-            template = text.files.chat_template if text is not None else None
-            special = text.files.special if text is not None else {}
-            left = until - time.monotonic()
-            prompt = await self._prompts.of(template, special, ask.messages or (), left)
+            files = (await self._text(ask.generation.model)).files
+            template, left = files.chat_template, until - time.monotonic()
+            prompt = await self._prompts.of(template, files.special, ask.messages or (), left)
         generation = replace(ask.generation, prompt=prompt, special=template is None)
         if template is None:
             generation = replace(generation, stop=(*generation.stop, PLAIN_STOP))
@@ -101,6 +102,16 @@ class Completions:
         return await self._answer(
             call, ask, AnswerForm(*_new("chatcmpl", ask), chat=True, usage=ask.usage), until
         )
+
+    async def _text(self, model: str) -> DeploymentText:
+        """Raises FailedPrecondition: it has no tokenizer, so there would be no text to answer with."""
+        found = await self._generator.texts(model)
+        if found is None:
+            raise FailedPrecondition(
+                f"model {model!r} has no tokenizer, and an answer is text: deploy it with --tokenizer, or "
+                f"ask it by Generate or {model}.generate, which take and give token ids"
+            )
+        return found
 
     async def _said(self, call: HttpCall) -> Any:
         with self._budgets.take(BODIES, call.caller, 0) as lease:

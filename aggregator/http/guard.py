@@ -51,6 +51,10 @@ HEADERS = {
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
+class NoSuchPath(NotFound):
+    """Nothing is served at the path, or not by that method."""
+
+
 class PageAccess(Protocol):
     """What this port asks of `aggregator.trust.access.Access`."""
 
@@ -159,7 +163,7 @@ class PageGuard:
             form = self._form(request)
             if form is None or error.status < 400:
                 raise
-            answer = form(error.status, NotFound(f"{asked(request)}: {error.reason}"))
+            answer = form(error.status, NoSuchPath(f"{asked(request)}: {error.reason}"))
             if hdrs.ALLOW in error.headers:
                 answer.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
             return answer

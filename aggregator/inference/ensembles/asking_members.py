@@ -25,6 +25,7 @@ from edge_attention.core.errors import (
     InvalidGraph,
     InvalidProgram,
     InvalidTensor,
+    NotFound,
     Unavailable,
 )
 from edge_attention.core.messages.open_inference import (
@@ -53,6 +54,15 @@ _OURS = (InvalidGraph, InvalidProgram)
 """Of these, a model's."""
 
 
+def _named(who: str, error: EdgeAttentionError) -> EdgeAttentionError:
+    """The error of one of the ensemble's models as the ensemble's, which is there: NOT_FOUND would say that
+    it is not."""
+    cls = FailedPrecondition if isinstance(error, NotFound) else type(error)
+    named = cls(f"{who}: {error.message}")
+    named.retry_after = error.retry_after
+    return named
+
+
 @dataclass(frozen=True, eq=False)
 class MemberAnswers:
     """Attributes:
@@ -78,6 +88,7 @@ async def ask_members(ensemble: EnsembleSpec, plane: DataPlane, request: Checked
     Raises:
         InvalidArgument, InvalidTensor: a member finds an input wrong; names it.
         EdgeAttentionError: a member that is needed does not answer, and why; or none does.
+        FailedPrecondition: the model of one that is needed is not deployed, or was with other tensors.
     """
     if _depth.get() >= DEPTH:
         raise InvalidArgument(
@@ -96,6 +107,7 @@ async def ask_members(ensemble: EnsembleSpec, plane: DataPlane, request: Checked
     outputs: dict[str, Mapping[str, Array]] = {}
     absent: dict[str, str] = {}
     lacking: dict[str, str] = {}
+    late = True  # all who are absent are so for want of time
     pending = set(tasks)
     try:
         while pending:
@@ -110,10 +122,9 @@ async def ask_members(ensemble: EnsembleSpec, plane: DataPlane, request: Checked
                 except EdgeAttentionError as error:
                     theirs = isinstance(error, _THEIRS) and not isinstance(error, _OURS)
                     if theirs or member.name in ensemble.needed:
-                        named = type(error)(f"member '{member.name}': {error.message}")
-                        named.retry_after = error.retry_after
-                        raise named from None
+                        raise _named(f"member '{member.name}'", error) from None
                     absent[member.name] = error.message
+                    late = late and isinstance(error, DeadlineExceeded)
                 else:
                     if said:
                         lacking[member.name] = said
@@ -137,7 +148,8 @@ async def ask_members(ensemble: EnsembleSpec, plane: DataPlane, request: Checked
     order = [member.name for member in ensemble.members]
     if not outputs:
         why = "; ".join(f"{name}: {absent[name]}" for name in order)
-        raise Unavailable(f"no member of the ensemble answered ({why})")
+        cls = DeadlineExceeded if late else Unavailable
+        raise cls(f"no member of the ensemble answered ({why})")
     return MemberAnswers(outputs, {name: absent[name] for name in order if name in absent}, lacking)
 
 
@@ -152,7 +164,10 @@ async def _asked(
         if array is None or _numpy(one.datatype) != array.dtype:
             raise FailedPrecondition(_CHANGED.format(what=f"model '{member.model}'"))
         inputs.append(NamedTensor(one.name, one.datatype, tuple(array.shape), array))
-    names = outputs_of(ensemble, member, [one.name for one in metadata.outputs])
+    try:
+        names = outputs_of(ensemble, member, [one.name for one in metadata.outputs])
+    except InvalidArgument:
+        raise FailedPrecondition(_CHANGED.format(what=f"model '{member.model}'")) from None
     answered = await plane.infer(
         InferenceRequest(
             member.model,
@@ -234,9 +249,13 @@ async def answer(
     fused, shares = await asyncio.to_thread(_attended, ensemble, given, answers)
     if not ensemble.head:
         return {ensemble.output: fused, MASS: shares}
-    inputs = plane.model_metadata(ensemble.head).inputs
+    head = f"head '{ensemble.head}'"
+    try:
+        inputs = plane.model_metadata(ensemble.head).inputs
+    except NotFound as error:
+        raise _named(head, error) from None
     if len(inputs) != 1:
-        raise FailedPrecondition(_CHANGED.format(what=f"head '{ensemble.head}'"))
+        raise FailedPrecondition(_CHANGED.format(what=head))
     (one,) = inputs
     asked = InferenceRequest(
         ensemble.head,
@@ -246,7 +265,10 @@ async def answer(
         inputs=(NamedTensor(one.name, one.datatype, fused.shape, fused),),
         seconds=seconds,
     )
-    answered = await plane.infer(asked, request.caller, request.room)
+    try:
+        answered = await plane.infer(asked, request.caller, request.room)
+    except EdgeAttentionError as error:
+        raise _named(head, error) from None
     return {o.name: o.data for o in answered.outputs if isinstance(o.data, np.ndarray)} | {MASS: shares}
 
 

@@ -120,6 +120,8 @@ def _metadata(plane: DataPlane, model: str, version: str, who: str) -> ModelMeta
     except NotFound:
         at = f" version {version}" if version else ""
         raise FailedPrecondition(f"{who}: model '{model}'{at} is not deployed; deploy it first") from None
+    except InvalidArgument as error:  # of the version
+        raise InvalidArgument(f"{who}: {error.message}") from None
     if found.config().model_transaction_policy.decoupled:
         raise InvalidArgument(
             f"{who}: model '{model}' gives its answer piece by piece, on streams alone: name one that gives "

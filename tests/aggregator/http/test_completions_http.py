@@ -193,7 +193,9 @@ def test_errors_have_openais_form(made):
         await refused({"data": b"{"}, 400, "the body is no JSON")
         await refused({"json": good | {"prompt": [1] * 70_000}}, 413, "bound asked-values")
         await refused({"json": good, "headers": {"Origin": "http://evil"}}, 403, "another site")
-        assert (await port.get("/v1/completions")).json["error"]["message"]
+        for answer in (await port.get("/v1/completions"), await port.post("/v1/embeddings", json=good)):
+            assert answer.json["error"]["message"]
+            assert answer.json["error"]["code"] == "unknown_url"
         assert not any(session.open for session in made.sessions.opened)
 
     made.run(scenario)
@@ -209,7 +211,11 @@ def test_what_would_fail_again_is_no_overload(made, tmp_path):
             answer = await port.post("/v1/completions", json=asked | more)
             error = answer.json["error"]
             assert (answer.status, error["type"], error["code"]) == (400, "invalid_request_error", None)
-            assert "has no tokenizer: send token ids" in error["message"]
+            assert "has no tokenizer, and an answer is text" in error["message"]
+        chat = {"model": "small", "messages": [{"role": "user", "content": "hi"}]}
+        for path, body in (("completions", {"model": "small", "prompt": [1, 2]}), ("chat/completions", chat)):
+            answer = await port.post(f"/v1/{path}", json=body)  # of which no text would come
+            assert (answer.status, "small.generate" in answer.json["error"]["message"]) == (400, True)
 
     made.run(scenario)
 

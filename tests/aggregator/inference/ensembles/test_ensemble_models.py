@@ -217,6 +217,14 @@ def test_a_member_that_fails_is_absent_and_what_is_wrong_with_the_input_is_said(
         _, said = await house.ask(x=X)
         assert "two" in said["lacking"]
         assert house.plane.model_ready("both")
+        one.error = DeadlineExceeded("too late")
+        two_late = Model("two", {"y": twice}, seconds=20.0)
+        house.models.all["two"] = two_late
+        with pytest.raises(
+            DeadlineExceeded, match=r"no member of the ensemble answered .one: too late; two: no"
+        ):
+            await house.ask(x=X, seconds=0.2)
+        del house.models.all["two"]
         one.error = Unavailable("gone, too")
         with pytest.raises(Unavailable, match=r"no member of the ensemble answered .one: gone, too"):
             await house.ask(x=X)
@@ -225,6 +233,11 @@ def test_a_member_that_fails_is_absent_and_what_is_wrong_with_the_input_is_said(
             await house.ask(x=X)
         with pytest.raises(InvalidArgument, match="'x'"):
             await house.ask(y=X)
+        one.error, house.models.all["two"] = None, Model("two", {"y": twice})
+        await house.deploy('needs = ["two"]\n' + MEAN)
+        del house.models.all["two"]  # the ensemble is there, and its member is not
+        with pytest.raises(FailedPrecondition, match=r"member 'two': .*unknown model: 'two'"):
+            await house.ask(x=X)
 
     asyncio.run(run())
 
@@ -297,6 +310,12 @@ def test_attention_over_members_and_a_head(tmp_path):
         alone, said = await house.ask(x=X)
         np.testing.assert_allclose(alone["mass"], [[0, 1], [0, 1]])
         assert said["lacking"] == "member one: away"
+        head.error = Unavailable("its node went")
+        with pytest.raises(Unavailable, match="head 'head': its node went"):
+            await house.ask(x=X)
+        del house.models.all["head"]
+        with pytest.raises(FailedPrecondition, match=r"head 'head': .*unknown model"):
+            await house.ask(x=X)
         await house.deploy(text.replace("queries = [[[1.0, 0.5]]]", 'queries = "q"').format(""))
         one.error = None
         q = np.broadcast_to(np.float32([1.0, 0.5]), (2, 1, 1, 2)).copy()
@@ -311,6 +330,7 @@ def test_attention_over_members_and_a_head(tmp_path):
     [
         ('[[member]]\nmodel = "three"', FailedPrecondition, "model 'three' is not deployed"),
         ('[[member]]\nmodel = "one"\nversion = "7"', FailedPrecondition, "version 7 is not deployed"),
+        ('[[member]]\nmodel = "one"\nversion = "x"', InvalidArgument, "member 'one': .* version string 'x'"),
         ('[[member]]\nmodel = "one"\noutput = "z"', InvalidArgument, "has no output 'z'; it has y"),
         ('[[member]]\nmodel = "one"\ninputs = { a = "b" }', InvalidArgument, "has no input 'a'; it has x"),
         ('[[member]]\nmodel = "both"', InvalidArgument, "would ask itself"),
@@ -432,6 +452,9 @@ def test_a_member_that_was_deployed_anew_with_other_tensors_is_no_crash(tmp_path
         house = House(tmp_path, Model("one", {"y": same}), Model("two", {"y": twice}))
         await house.deploy(MEAN)
         house.models.all["two"] = Model("two", {"y": twice}, takes="z")
+        _, said = await house.ask(x=X)
+        assert "deployed anew" in said["lacking"]
+        house.models.all["two"] = Model("two", {"y": twice, "z": twice})
         _, said = await house.ask(x=X)
         assert "deployed anew" in said["lacking"]
         house.models.all["one"] = Model("one", {"y": lambda x: x.astype(np.float64)})
