@@ -5,9 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from edge_attention.core.errors import NotFinite
 from edge_attention.core.tensors import Array
 
-__all__ = ["ModelAnswer", "SegmentRun"]
+__all__ = ["MakesNaN", "ModelAnswer", "SegmentRun"]
+
+
+class MakesNaN(NotFinite):
+    """The model makes NaN of what it was asked. `where`: which node, part and step, and what of it."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"the model makes NaN of these inputs: {where}; look for NaN in them, and for a row whose mask "
+            "hides all of it"
+        )
+        self.where = where
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from aggregator.inference.calls import SegmentCall, SegmentCalls, SentTensor
 from aggregator.inference.course import Course
 from aggregator.inference.holding import ShapeHolders
 from aggregator.inference.lending import lend
-from aggregator.inference.model_answer import SegmentRun
+from aggregator.inference.model_answer import MakesNaN, SegmentRun
 from aggregator.inference.request_actions import Action, AskSegment, Ended, Seek, Supply
 from aggregator.inference.requests import FoldOutputs, ModelRequest
 from edge_attention.core.errors import (
@@ -310,8 +310,5 @@ def _of_inputs(error: EdgeAttentionError) -> EdgeAttentionError:
         # The program is ours, and has been loaded: it is what came into it that it cannot run with.
         return InvalidTensor(f"the model cannot be computed of these inputs: {error.message}")
     if isinstance(error, NotFinite):
-        return NotFinite(
-            f"the model makes NaN of these inputs: {error.message}; look for NaN in them, and for a row "
-            "whose mask hides all of it"
-        )
+        return MakesNaN(error.message)
     return error

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aggregator.engine.endings import to_the_end
+from aggregator.inference.model_answer import MakesNaN
 from aggregator.store.tensor_file import TensorFile
 from aggregator.training.divergence import NotANumber
 from aggregator.training.split.groups import together
@@ -83,6 +84,8 @@ class GroupRounds:
             return await self._of_group(group, current, turns)
         except NotANumber as error:
             raise NotANumber(f"group {group}: {error.what}") from error
+        except MakesNaN as error:
+            raise MakesNaN(f"group {group}: {error.where}") from error
         except EdgeAttentionError as error:
             raise type(error)(f"group {group}: {error.message}") from error
 

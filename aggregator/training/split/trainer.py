@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from aggregator.engine.endings import to_the_end
+from aggregator.inference.model_answer import MakesNaN
 from aggregator.training.active import ActiveRun, evaluation_due
 from aggregator.training.divergence import NotANumber, diverged, unevaluated
 from aggregator.training.known_data import known_from, news_since
@@ -333,7 +334,7 @@ class SplitTrainer:
         """Why it ends where samples held out are evaluated after step `number`. Blocks."""
         last = self._record(number) if number else None
         rate = _rate(self._job, self._versions, number)
-        return unevaluated(error.message, number, rate, last, _remedy(self._job), _each(self._job))
+        return unevaluated(_where(error), number, rate, last, _remedy(self._job), _each(self._job))
 
     # What it works with
 
@@ -367,8 +368,12 @@ def _each(job: SplitJob) -> str:
 
 
 def _not_finite(error: NotFinite) -> str:
-    """What is not finite; where in the model it was met first the log says."""
-    return error.what if isinstance(error, NotANumber) else "what the model computes"
+    """What is not finite, and where in the model it was met first."""
+    return error.what if isinstance(error, NotANumber) else f"what the model computes ({_where(error)})"
+
+
+def _where(error: NotFinite) -> str:
+    return error.where if isinstance(error, MakesNaN) else error.message
 
 
 def _remedy(job: SplitJob) -> str:

@@ -150,7 +150,8 @@ class Meetings:
         Raises (and nothing is folded):
             NotFound: there is no such segment, or it contributes nothing.
             DuplicateContribution: it came before.
-            InvalidTensor: an output is missing, or has another shape or dtype; NotFinite for NaN.
+            InvalidTensor: an output is missing, or has another shape or dtype; NotFinite for NaN. Says of
+                which segment.
         """
         made = self._plan.makes.get((step, part))
         if made is None:
@@ -160,16 +161,18 @@ class Meetings:
             if name in self._dropped or index in self._met(name).came:
                 raise DuplicateContribution(f"step {step} of part {part} came before; each counts once")
             plan = self._plan
-            checked.append(
-                _checked(plan.boundaries[name], plan.pieces[name][index], plan.forms[name][index], outputs)
-            )
+            try:
+                piece = plan.pieces[name][index]
+                checked.append(_checked(plan.boundaries[name], piece, plan.forms[name][index], outputs))
+            except InvalidTensor as error:
+                raise type(error)(f"step {step} of part {part}: {error.message}") from None
         complete: list[str] = []
-        for (name, index), piece in zip(made, checked, strict=True):
+        for (name, index), one in zip(made, checked, strict=True):
             there = self._met(name)
             if index in there.left_out:
                 continue  # of a part that the request went on without
             there.came.add(index)
-            there.early[index] = piece
+            there.early[index] = one
             self._fold(there)
             if there.complete:
                 complete += self._both(name)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 from decoder_runs import WholeDecoder
 from house import House, until
@@ -22,6 +23,7 @@ from edge_attention.core.errors import (
     DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
+    NotFinite,
     NotFound,
     ResourceExhausted,
 )
@@ -309,3 +311,19 @@ def test_closing_ends_what_is_asked(tmp_path):
         with pytest.raises(Cancelled, match="closed"):
             await call
         await until(lambda: session.number not in fleet.serving.machine.sessions)
+
+
+def test_of_nan_it_says_which_node_and_part_made_it(tmp_path):
+    """It was said as 'the model cannot go on from there', or in words that named an output alone."""
+    model = onnx.load(EXPORTS / "gpt2_cached.onnx")
+    for tensor in model.graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor)
+        if array.ndim == 2 and array.dtype == np.float32:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.full_like(array, np.nan), tensor.name))
+    onnx.save(model, tmp_path / "nan.onnx")
+
+    @scenario(tmp_path, str(tmp_path / "nan"))
+    async def _(fleet):
+        session = fleet.serving.open("me")
+        with pytest.raises(NotFinite, match=r"node '[ac]': step 0 of part [02]: \w+ holds nan at \[0, "):
+            await fleet.extend(session, [3])

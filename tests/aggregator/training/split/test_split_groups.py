@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from aggregator.inference.model_answer import MakesNaN
 from aggregator.store.tensor_file import TensorFile
 from aggregator.training.divergence import NotANumber
 from aggregator.training.job_recipes import SplitRecipe
@@ -161,6 +162,34 @@ def test_a_divergence_names_the_rate_of_the_step_that_it_came_of():
     assert said.startswith("group 1: the gradient of w is not finite from round 3 on: ")
     # The fourth of the run's six steps, of a rate that falls from 0.1 to 0.
     assert "a learning rate of 0.05 is likely too high" in said
+
+
+@pytest.mark.parametrize("group", ["", "group 1: "])
+def test_a_divergence_says_where_in_the_model_it_was_met_first(group, tmp_path):
+    """It was 'what the model computes', and the rest in a log."""
+    trainer = SimpleNamespace(
+        _job=JOB,
+        _versions=SimpleNamespace(optimizer_at=partial(optimizer_at, JOB)),
+        _record=lambda number: None,
+    )
+    error = MakesNaN("node 'a': step 2 of part 1: y0 holds nan at [0, 3]")
+    if group:
+        rounds = GroupRounds(JOB, (), (), SimpleNamespace(), tmp_path)
+
+        async def of_group(group, current, turns):
+            raise error
+
+        rounds._of_group = of_group
+        with pytest.raises(MakesNaN) as caught:
+            asyncio.run(rounds._named(1, SimpleNamespace(number=0), None))
+        error = caught.value
+    where = f"({group}node 'a': step 2 of part 1: y0 holds nan at [0, 3])"
+    said = SplitTrainer._diverged(trainer, 2, error).message
+    assert said.startswith(f"what the model computes {where} is not finite from round 3 on: a learning rate")
+    said = SplitTrainer._unevaluated(trainer, 2, error).message
+    assert said.startswith(
+        f"what the model gives of the held-out samples {where} is not finite after round 2"
+    )
 
 
 def test_of_groups_that_are_refused_no_plan_stays_on_the_disk(tmp_path):
