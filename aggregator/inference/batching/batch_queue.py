@@ -10,7 +10,7 @@ waits for company. With `gathers` that is measured: while so many batches run, o
 long as the quickest like it took, and all that is alike is shared out among so many.
 
 First those of the first priority, among them in order of arrival; others, of any priority, fill up a batch
-that goes anyway.
+that goes anyway. Who waits becomes one better with each second (`waiting_level`), so nobody waits for ever.
 
 A batch that failed says nothing of one request: each of its requests is then run by itself.
 """
@@ -38,10 +38,13 @@ __all__ = [
     "Refuse",
     "StartBatch",
     "WantSize",
+    "waiting_level",
 ]
 
 PRIORITIES, PRIORITY = 16, 8
 """Levels, of which 1 goes first; and that of who says none."""
+AGE_SECONDS = 1.0
+"""So long one waits to go as if its priority were one better."""
 QUEUED = 1024
 """Requests of one model that wait: with `inferences` as many, this is never reached before that is."""
 QUEUED_BYTES = 512 * 1024 * 1024
@@ -53,6 +56,15 @@ _KINDS = 256
 
 BatchSizes = Callable[[Hashable, int], int | None]
 """Of a kind and rows: rows that a batch of those has, padded; None: no such batch is prepared."""
+
+
+def waiting_level(priority: int, waited: float) -> int:
+    """The priority as which one goes that has waited for so many seconds; below 1 it passes all that come.
+
+    >>> waiting_level(16, 0.5), waiting_level(16, 15.0), waiting_level(16, 16.0)
+    (16, 1, 0)
+    """
+    return priority - int(max(waited, 0.0) // AGE_SECONDS)
 
 
 class QueuedState(Enum):
@@ -302,7 +314,11 @@ class BatchQueue:
         """Its error, if it could not be answered in time even if all goes as quickly as it ever did."""
         known = self._took.get(request.kind)
         least = known.least if known is not None else 0.0
-        ahead = [one for one in self._waiting() if one.priority <= request.priority]
+        ahead = [
+            one
+            for one in self._waiting(now)
+            if waiting_level(one.priority, now - one.arrived) <= request.priority
+        ]
         # Those alike share batches; of others as many batches as requests are the most, so they count as one.
         alike = sum(
             one.rows if one.joins and request.joins else 1 for one in ahead if one.kind == request.kind
@@ -319,13 +335,16 @@ class BatchQueue:
             f"each for {1000 * least:.3g} ms at least: it cannot be answered in the {1000 * left:.3g} ms left"
         )
 
-    def _waiting(self) -> list[Queued]:
-        """Those that wait, in the order in which they go."""
-        return [one for level in sorted(self._queues) for one in self._queues[level].values()]
+    def _waiting(self, now: float | None = None) -> list[Queued]:
+        """Those that wait; with `now` in the order in which they go."""
+        found = [one for level in sorted(self._queues) for one in self._queues[level].values()]
+        if now is not None and len(self._queues) > 1:
+            found.sort(key=lambda one: (waiting_level(one.priority, now - one.arrived), one.arrived))
+        return found
 
     def _go(self, now: float) -> list[BatchAction]:
         actions: list[BatchAction] = []
-        for one in [one for one in self._waiting() if one.deadline <= now]:
+        for one in [one for one in self._waiting(now) if one.deadline <= now]:
             waited = 1000 * (now - one.arrived)
             self._forget(one, "late", now)
             text = (
@@ -334,7 +353,7 @@ class BatchQueue:
             )
             actions.append(Refuse(one.number, DeadlineExceeded(text)))
         self._wake = math.inf
-        waiting = self._waiting()
+        waiting = self._waiting(now)
         alike: dict[Hashable, list[Queued]] = {}
         for one in waiting if len(self._batches) < self.slots else ():
             if one.joins:

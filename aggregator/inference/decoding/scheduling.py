@@ -8,7 +8,7 @@ A session is its tokens, and how many of them are stored. What a node stored tha
 by sending the tokens once more, through whoever takes over: to the rest of the machine that is a session
 with more new tokens. A trip takes what waits when it begins: sessions join and leave between two of them, and
 those of the first priority go first, and among them those with few rows, so that a long prompt, or memory,
-holds up nobody.
+holds up nobody. Who waits becomes one better with each second (`waiting_level`), so nobody waits for ever.
 
 A session beside an encoder has a memory, too: what that made. It is stored before the first token goes, by
 trips of its own, and again, as the tokens are, where a node that stored it has gone.
@@ -25,7 +25,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from aggregator.inference.batching.batch_queue import PRIORITY
+from aggregator.inference.batching.batch_queue import PRIORITY, waiting_level
 from aggregator.inference.decoding.actions import (
     Action,
     CallAnswered,
@@ -113,7 +113,8 @@ class SessionScheduler:
     ) -> DecoderSession:
         """A new session, of no token; `memory`: what an encoder made, of a decoder beside one.
 
-        `priority`: 1 goes first, PRIORITIES last; 0: PRIORITY. Those behind may wait as long as others come.
+        `priority`: 1 goes first, PRIORITIES last; 0: PRIORITY. Who waits rises: see `waiting_level`.
+        `greedy`: it is likely extended by the token that its last logits say is likeliest.
 
         Raises:
             FailedPrecondition: it is beside an encoder, and there is no memory, or the other way round.
@@ -466,7 +467,7 @@ class SessionScheduler:
             waiting = [
                 s for s in self.sessions.values() if s.phase is DecodePhase.WAITS and s.number not in flying
             ]
-            for session in sorted(waiting, key=lambda s: (s.priority, s.rows > FEW, s.since, s.number)):
+            for session in sorted(waiting, key=self._turn_of):
                 if len(group) >= min(FLIGHT_SESSIONS, self.form.rows[-1]):
                     break
                 own, lacking = self._placed(session)
@@ -507,6 +508,11 @@ class SessionScheduler:
                 return None, None  # it may be back with what it stores
             if not ready:
                 suspect = any(self._nodes.state(n) is NodeState.SUSPECT for n in holders)
+    def _turn_of(self, session: DecoderSession) -> tuple[int, bool, float, int]:
+        """Of those that wait the least goes first."""
+        level = waiting_level(session.priority, self._now - session.since)
+        return level, session.rows > FEW, session.since, session.number
+
                 return None, None if suspect else part
             place.append(min(ready, key=lambda n: (self._loads(n), ready.index(n))))
         return tuple(place), None

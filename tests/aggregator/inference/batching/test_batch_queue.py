@@ -93,6 +93,32 @@ def test_the_first_priority_goes_first_and_others_fill_up_what_goes():
     assert started(q.done(2, 1.0)) == [(3, 1)]
 
 
+def test_who_waits_becomes_better_so_that_nobody_waits_for_ever():
+    """Requests of the first priority come without end, as many as are answered."""
+    q = queue(slots=1, max_batch=1)
+    q.came(asked(0), 0.0)
+    q.came(asked(1, priority=16, seconds=60.0), 0.0)
+    now, number, found = 0.0, 2, []
+    while found != [(1,)] and now < 60:
+        q.came(asked(number, now, priority=1), now)
+        now, number = now + 0.5, number + 1
+        found = started(q.done(number - 2, now))
+    assert (found, now) == ([(1,)], 15.0), "before that its priority counts"
+
+
+def test_one_who_comes_is_told_of_those_who_have_become_better():
+    q = queue(slots=1, max_batch=1)
+    q.came(asked(0), 0.0)
+    q.came(asked(1, priority=9, seconds=60.0), 0.0)
+    q.done(1, 1.0)  # it took a second
+    q.came(asked(2, 1.0, priority=9, seconds=60.0), 1.0)
+    assert not refused(q.came(asked(3, 2.0, priority=7, seconds=2.0), 2.0)), (
+        "one runs, and none goes before it"
+    )
+    (error,) = refused(q.came(asked(4, 4.0, priority=7, seconds=2.5), 4.0)).values()
+    assert "2 requests wait before this one" in error.message
+
+
 def test_of_a_cut_model_only_sizes_that_are_prepared_and_it_says_which_would_be_of_use():
     ready = {4}
     q = queue(slots=1, sizes=lambda kind, rows: {3: 4, 4: 4}.get(rows) if 4 in ready else None)

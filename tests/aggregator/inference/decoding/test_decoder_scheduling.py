@@ -126,6 +126,24 @@ def test_those_of_the_first_priority_go_first_whatever_they_bring(monkeypatch, m
     m.check()
 
 
+@pytest.mark.parametrize(("priority", "ids", "within"), [(16, [1], 17), (1, [1], 2), (8, [1] * 12, 9)])
+def test_who_waits_becomes_better_so_that_nobody_waits_for_ever(monkeypatch, priority, ids, within):
+    """Sessions of the first priority come without end, one in each trip; a long prompt waits, too."""
+    monkeypatch.setattr(scheduling, "FLIGHT_SESSIONS", 1)
+    m, _ = machine()
+    waits = m.open("me", 0.0, priority=priority)
+    (flight,) = flights(m.extend(m.open("me", 0.0).number, [1], 0.0, 99.0))
+    m.extend(waits.number, ids, 0.0, 99.0)
+    now, order = 0.0, []
+    while flight.chunks[0].session != waits.number and now < 60:
+        m.extend(m.open("me", now, priority=1).number, [1], now, 99.0)
+        now += 0.5
+        (flight,) = flights(m.landed(flight.number, logits(flight), now))
+        order.append(flight.chunks[0].session)
+    assert order[-1] == waits.number
+    assert priority - 1 <= now <= within, "before, priorities count; after, it is its turn"
+
+
 def test_what_others_store_is_not_counted_anew_for_each_token(monkeypatch):
     """Of 200 sessions a token took 7 ms of the event loop: each looked at all the others."""
     m, _ = machine()
