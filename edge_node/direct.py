@@ -132,7 +132,7 @@ class DirectProgram:
                 steps.append(step)
             elif isinstance(instruction, Return) and steps:
                 last = steps[-1]
-                if instruction.stored not in own | set(last.names) or not 0 < len(instruction.name) <= 256:
+                if instruction.stored not in own | kept or not 0 < len(instruction.name) <= 256:
                     return None
                 if any(other.name == instruction.name for other in last.returns):
                     return None

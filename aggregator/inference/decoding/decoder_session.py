@@ -30,6 +30,7 @@ class DecoderSession:
         owner: who may use it.
         priority: 1 goes first.
         stored: of how many of its tokens, from the first, keys and values are stored.
+        greedy: it is likely extended by the likeliest token.
         memory: what an encoder made of its input, float32 [tokens, width]; None: there is no encoder.
         remembered: of how many tokens of that, from the first, keys and values are stored.
         place, lives: by part, the node that stores them, and which process of it.
@@ -44,6 +45,7 @@ class DecoderSession:
     tokens: list[int] = field(default_factory=list)
     stored: int = 0
     memory: Float32 | None = None
+    greedy: bool = False
     remembered: int = 0
     place: tuple[str, ...] = ()
     lives: tuple[str, ...] = ()

@@ -73,6 +73,7 @@ class Flight:
         rows: for how many rows it is cut: at least as many as there are.
         place: by part, the node that has what its sessions store.
         chunks: by their slots, in order: the same sessions have one program, in whatever order they came.
+        ahead: its nodes go on with the token after it (ahead.py).
     """
 
     number: int
@@ -80,6 +81,7 @@ class Flight:
     rows: int
     place: tuple[str, ...]
     chunks: tuple[SessionRows, ...]
+    ahead: bool = False
 
     @property
     def slots(self) -> tuple[int, ...]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from aggregator.engine.outcome import MissingKind, Outcome
 from aggregator.engine.returned import Returned
 from aggregator.engine.trip import Trips
+from aggregator.inference.decoding.ahead import Beginning, Begun
+from aggregator.inference.decoding.flight_calls import KnownPlaces
 from aggregator.inference.decoding.flights import Flight, row_inputs
 from aggregator.inference.decoding.programs import RowsCut
 from aggregator.inference.decoding.routes import FlightRoute, FlightRoutes
@@ -15,7 +19,7 @@ from edge_attention.core.schedule.meeting import Meetings
 from edge_attention.core.schedule.pieces import DecoderForm
 from edge_attention.core.tensors import Array
 
-__all__ = ["FlightLost", "fly"]
+__all__ = ["FlightLost", "Flown", "fly"]
 
 FLIGHT_SECONDS = 120.0
 """One step of a flight takes no longer, whatever its sessions' deadlines: a trip is of many."""
@@ -40,27 +44,60 @@ class FlightLost(Exception):
         self.lacks = lacks
 
 
-async def fly(trips: Trips, routes: FlightRoutes, form: DecoderForm, cut: RowsCut, flight: Flight) -> Array:
-    """The logits of a flight's rows, float32 [rows, vocabulary]; of rows of memories, which are stored, none.
+@dataclass(frozen=True, eq=False)
+class Flown:
+    """What came of a flight.
+
+    Attributes:
+        logits: of its rows, float32 [rows, vocabulary]; of rows of memories, which are stored, none.
+        begun: the token after, where it went ahead.
+    """
+
+    logits: Array
+    begun: Begun | None = None
+
+
+async def fly(
+    trips: Trips,
+    routes: FlightRoutes,
+    form: DecoderForm,
+    cut: RowsCut,
+    flight: Flight,
+    begun: Begun | None = None,
+) -> Flown:
+    """Take the flight. `begun`: what the one before in its lane went ahead with.
 
     Raises:
         FlightLost: says why, and whether to try again.
     """
     schedule = cut.course.schedule
-    feeds = row_inputs(flight, form, {name: spec.dtype for name, spec in schedule.feeds.items()})
-    meetings = Meetings(cut.course.folds)
+    dtypes = {name: spec.dtype for name, spec in schedule.feeds.items()}
+    feeds = row_inputs(flight, form, dtypes)
     route = routes.route(cut, flight)
-    places: dict[tuple[int, int], dict[str, Array]] = {}
+    steps, meetings = route.steps, Meetings(cut.course.folds)
+    if begun is not None and begun.is_of(flight):
+        steps, meetings = steps[1:], begun.meetings
+    beginning = Beginning(cut, flight) if flight.ahead else None
+    places: KnownPlaces = {}
 
     def take(answer: Returned) -> None:
-        if answer.tensors:
-            step, part = route.parts[answer.shard]
-            meetings.add(step, part, {name: answer.array(name) for name in answer.tensors})
+        call = route.calls[answer.shard]
+        for share in call.shares:
+            if share.returned and not share.ahead:
+                outputs = {output: answer.array(name) for name, output in share.returned.items()}
+                meetings.add(share.step, share.part, outputs)
+        if beginning is not None:
+            beginning.take(call, answer)
 
-    for step in route.steps:
+    for step in steps:
         tensors: dict[str, Array] = {}
-        for part, call in step.calls:
-            tensors |= call.inline(flight, form, part, feeds, meetings, places)
+        for call in step.calls:
+            for share in call.shares:
+                if share.ahead:
+                    assert beginning is not None
+                    tensors |= beginning.inline(share, form, dtypes)
+                else:
+                    tensors |= share.inline(flight, form, feeds, meetings, places)
         try:
             outcome = await trips.make(
                 step.errands, FLIGHT_SECONDS, take, tensors=tensors, believed=(), patient=False
@@ -70,15 +107,15 @@ async def fly(trips: Trips, routes: FlightRoutes, form: DecoderForm, cut: RowsCu
         if outcome.missing:
             _require_whole(outcome, route, flight)
     if flight.memory:
-        return np.zeros((flight.rows, 0), np.float32)
+        return Flown(np.zeros((flight.rows, 0), np.float32))
     logits = np.array(meetings.whole(schedule.results[form.logits]))
-    return logits.reshape(flight.rows, -1)
+    return Flown(logits.reshape(flight.rows, -1), beginning.begun() if beginning is not None else None)
 
 
 def _require_whole(outcome: Outcome, route: FlightRoute, flight: Flight) -> None:
     clean = all(missing.said for missing in outcome.missing.values())
     for shard, missing in outcome.missing.items():
-        _, part = route.parts[shard]
+        part = route.calls[shard].shares[0].part
         error = missing.error or missing.cause(missing.text)
         if missing.kind is MissingKind.LOST:
             raise FlightLost(error, True, clean)

@@ -1,7 +1,8 @@
 """What nodes are asked on a flight: each step of a part as a call of a prepared program, made once.
 
-A program is of a part's step, for so many rows, of sessions in certain slots: it runs the segment's graphs,
-and where the segment attends it appends to each session's sequences and attends over them.
+A program is of the steps that a node is asked for together (flight_calls.py), for so many rows, of sessions
+in certain slots: it runs the segments' graphs, and where one attends it appends to each session's sequences
+and attends over them.
 
     stored sequences   job/<deployment>/cache/<life>/s<slot>/p<part>/a<attention>/k and v, and p: positions
     kept               job/<deployment>/cache/<life>/lane<k>/p<part>/<name>
@@ -12,17 +13,16 @@ and where the segment attends it appends to each session's sequences and attends
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
-from aggregator.engine.prepared import PreparedData, prepare
+from aggregator.engine.prepared import prepare
 from aggregator.engine.trip import Wanted
 from aggregator.inference.calls import FROZEN, TABLE, KnownWeight, constant_name, job_scope, weight_name
 from aggregator.inference.course import Course, PartSegment
-from aggregator.inference.decoding.flights import Flight, part_places
+from aggregator.inference.decoding.flight_calls import CallShare, FlightCall
 from aggregator.inference.decoding.session_bytes import TILE
 from edge_attention.core.errors import ResourceExhausted
 from edge_attention.core.messages.program import (
@@ -35,16 +35,16 @@ from edge_attention.core.messages.program import (
     Stored,
     Value,
 )
-from edge_attention.core.schedule.extents import extent_shape, take
-from edge_attention.core.schedule.meeting import Meetings
-from edge_attention.core.schedule.pieces import AttentionPiece, DecoderForm, GraphPiece, SegmentPieces
+from edge_attention.core.schedule.extents import extent_shape
+from edge_attention.core.schedule.pieces import AttentionPiece, GraphPiece, SegmentPieces
 from edge_attention.core.schedule.schedule import Constant, Delivery, Kept, ModelInput, Weight
 from edge_attention.core.tensors import Array
 from edge_attention.graphs.attention import library
 
 __all__ = [
-    "FlightCall",
+    "AskedSegment",
     "FlightPrograms",
+    "RowsCut",
     "cache_scope",
     "lane_of",
     "rows_shape",
@@ -55,8 +55,6 @@ PROGRAMS = 4096
 """Of one decoder that are kept here; those used longest ago are made again."""
 PROGRAMS_BYTES = 128 * 1024 * 1024
 """Of them together."""
-INSTRUCTION_BYTES = 2048
-"""What an instruction takes here, about, beside what is sent of it."""
 DECODE_ROWS = 16
 """Rows up to which attention takes all tiles at once; of more, one tile after the other."""
 ROW_GROUP = 8
@@ -85,80 +83,6 @@ def rows_shape(rows: int) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class FlightCall:
-    """A part's step.
-
-    Attributes:
-        sent: slot -> what of the model's inputs or of boundaries it brings.
-        places: slot -> which of `part_places` it brings; of `lo` and `hi` with the window that they are for.
-        windows: of the attentions in it.
-        empty: of `sent`, zeros.
-    """
-
-    prepared: PreparedData
-    instructions: tuple[Instruction, ...]
-    sent: Mapping[str, ModelInput | Delivery]
-    places: Mapping[str, str]
-    windows: tuple[int, ...]
-    wanted: Mapping[str, Wanted]
-    empty: Mapping[str, Array]
-
-    @property
-    def nbytes(self) -> int:
-        """What it takes to keep it, about."""
-        return len(self.prepared.data) + INSTRUCTION_BYTES * len(self.instructions)
-
-    def zeros(self, flight: Flight, form: DecoderForm, part: int) -> dict[str, Array]:
-        """What is in its slots before there are sessions: zeros, and where the flight's rows are."""
-        return dict(self.empty) | self._where(flight, form, part, {})
-
-    def inline(
-        self,
-        flight: Flight,
-        form: DecoderForm,
-        part: int,
-        feeds: Mapping[str, Array],
-        meetings: Meetings,
-        known: dict[tuple[int, int], dict[str, Array]],
-    ) -> dict[str, Array]:
-        """What is in its slots. `known`: gets where the flight's rows are, by part and window."""
-        found: dict[str, Array] = {}
-        for slot, source in self.sent.items():
-            if isinstance(source, ModelInput):
-                found[slot] = take(feeds[source.name], source.extent)
-            else:
-                found[slot] = meetings.take(source)
-        return found | self._where(flight, form, part, known)
-
-    def _where(
-        self, flight: Flight, form: DecoderForm, part: int, known: dict[tuple[int, int], dict[str, Array]]
-    ) -> dict[str, Array]:
-        found: dict[str, Array] = {}
-        for window, slots in self._places_by_window:
-            places = known.get((part, window))
-            if places is None:
-                places = known[part, window] = part_places(flight, form, part, window)
-            for slot, name in slots:
-                found[slot] = places[name]
-        return found
-
-    @cached_property
-    def _places_by_window(self) -> list[tuple[int, list[tuple[str, str]]]]:
-        """By window the slots, and what each brings of `part_places`: found once, not at each trip."""
-        return [
-            (
-                window,
-                [
-                    (slot, name.removesuffix(f"/{window}"))
-                    for slot, name in self.places.items()
-                    if "/" not in name or name.endswith(f"/{window}")
-                ],
-            )
-            for window in self.windows
-        ]
-
-
-@dataclass(frozen=True, eq=False)
 class RowsCut:
     """A decoder cut for so many rows."""
 
@@ -167,6 +91,19 @@ class RowsCut:
     pieces: Mapping[str, SegmentPieces]
     tables: Mapping[str, frozenset[str]]
     """By digest of a graph, the inputs in which it only looks up rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class AskedSegment:
+    """A part's step that is asked.
+
+    Attributes:
+        ahead: it begins the token that the part's segment asked before it has ended (ahead.py): that one's
+            output that has the logits, and the model's input that takes tokens.
+    """
+
+    one: PartSegment
+    ahead: tuple[str, str] | None = None
 
 
 class FlightPrograms:
@@ -180,7 +117,7 @@ class FlightPrograms:
         self.deployment = deployment
         self.life = life
         self.weights = weights
-        self._made: OrderedDict[tuple[int, int, int, tuple[str, ...], int, bool], FlightCall] = OrderedDict()
+        self._made: OrderedDict[tuple[Hashable, ...], FlightCall] = OrderedDict()
         self._bytes = 0
 
     def remembers(self, cut: RowsCut, one: PartSegment) -> bool:
@@ -188,14 +125,30 @@ class FlightPrograms:
         return any(piece.memory for piece in cut.pieces[one.segment.graph])
 
     def call(
-        self, cut: RowsCut, one: PartSegment, slots: tuple[str, ...], lane: int, memory: bool = False
+        self,
+        cut: RowsCut,
+        asked: Sequence[AskedSegment],
+        slots: tuple[str, ...],
+        lane: int,
+        memory: bool = False,
     ) -> FlightCall:
-        """The call of a part's step; `slots`: of its sessions, in order; `memory`: for rows of memories."""
-        attends = any(isinstance(piece, AttentionPiece) for piece in cut.pieces[one.segment.graph])
-        key = cut.rows, one.part, one.index, slots if attends else (), lane, memory
+        """The call of these parts' steps, one after the other.
+
+        `slots`: of its sessions, in order; `memory`: for rows of memories.
+
+        Raises:
+            ResourceExhausted: bound call-bytes; what it brings is too much for one.
+        """
+        attends = any(
+            isinstance(piece, AttentionPiece)
+            for asks in asked
+            for piece in cut.pieces[asks.one.segment.graph]
+        )
+        which = tuple((asks.one.part, asks.one.index, asks.ahead is not None) for asks in asked)
+        key = cut.rows, which, slots if attends else (), lane, memory
         found = self._made.get(key)
         if found is None:
-            found = self._made[key] = self._make(cut, one, slots if attends else (), lane, memory)
+            found = self._made[key] = self._make(cut, asked, slots if attends else (), lane, memory)
             self._bytes += found.nbytes
             while len(self._made) > 1 and (len(self._made) > PROGRAMS or self._bytes > PROGRAMS_BYTES):
                 self._bytes -= self._made.popitem(last=False)[1].nbytes
@@ -204,13 +157,73 @@ class FlightPrograms:
         return found
 
     def _make(
-        self, cut: RowsCut, one: PartSegment, slots: tuple[str, ...], lane: int, memory: bool
+        self, cut: RowsCut, asked: Sequence[AskedSegment], slots: tuple[str, ...], lane: int, memory: bool
     ) -> FlightCall:
-        return _ProgramWriter(self, cut, one, slots, lane, memory).written()
+        instructions: list[Instruction] = []
+        returns: list[Return] = []
+        tensors: dict[str, Array] = {}
+        frozen: dict[str, KnownWeight] = {}
+        wanted: dict[str, Wanted] = {}
+        shares: list[CallShare] = []
+        before: _ProgramWriter | None = None
+        for at, asks in enumerate(asked):
+            part, ahead = asks.one.part, asks.ahead is not None
+            prefix = f"{part}{'n' * ahead}."
+            writer = _ProgramWriter(self, cut, asks.one, slots, lane, memory, f"task/{prefix}")
+            token = ""
+            if asks.ahead is not None:
+                assert before is not None
+                logits, ids = asks.ahead
+                chosen = f"task/{prefix}token"
+                instructions.append(
+                    Run(library.digest("likeliest"), {"logits": before.value(logits)}, {"token": chosen})
+                )
+                writer.given[ids] = Stored(chosen)
+                token = f"{prefix}token"
+                wanted[token] = np.dtype(np.int64), (cut.rows, 1)
+                returns.append(Return(chosen, token))
+            ends = any(other.ahead is not None for other in asked[at + 1 : at + 2])
+            instructions += writer.written(keeps=not ends)
+            # Last of all: what comes back is one message.
+            names = {f"{prefix}{output}" if len(asked) > 1 else output: output for output in writer.wanted}
+            returns += [Return(writer.value(output).name, name) for name, output in names.items()]
+            wanted |= {name: writer.wanted[output] for name, output in names.items()}
+            tensors |= writer.tensors
+            frozen |= writer.frozen
+            shares.append(
+                CallShare(
+                    part,
+                    asks.one.step,
+                    writer.sent,
+                    writer.places,
+                    tuple(writer.windows),
+                    names,
+                    ahead,
+                    token,
+                )
+            )
+            before = writer
+        if (size := sum(array.nbytes for array in tensors.values())) > CALL_BYTES:
+            raise ResourceExhausted(
+                f"bound call-bytes: {cut.rows} rows bring {size:,} bytes to part "
+                f"{', '.join(str(share.part) for share in shares)}, and a call {CALL_BYTES:,} at most: cut "
+                "the model into fewer parts"
+            )
+        largest = sorted(frozen.items(), key=lambda item: -item[1].nbytes)[:FROZEN]
+        kept = tuple(Frozen(stored, known.digest) for stored, known in sorted(largest, key=lambda i: i[0]))
+        program = (*instructions, *returns)
+        empty = {slot: tensors[slot] for share in shares for slot in share.sent}
+        return FlightCall(prepare(program, tensors, kept), program, tuple(shares), wanted, empty)
 
 
 class _ProgramWriter:
-    """One program, while it is written. Values of the segment are looked up in `names`."""
+    """What one segment does, while it is written. Values of the segment are looked up in `names`.
+
+    Attributes:
+        given: input of the model -> what it is here, of those that no slot brings.
+        sent, places, windows: as of CallShare; `tensors`: what all slots have.
+        wanted: output -> what it is, of those that come back.
+    """
 
     def __init__(
         self,
@@ -220,20 +233,25 @@ class _ProgramWriter:
         slots: tuple[str, ...],
         lane: int,
         memory: bool,
+        own: str,
     ) -> None:
         self._all = programs
         self._cut = cut
         self._one = one
         self._slots = slots
         self._memory = memory
+        self._own = own
+        """What the names of the task's own tensors begin with."""
         self._kept = f"{lane_of(programs.deployment, programs.life, lane)}p{one.part}/"
         self._names: dict[str, Value] = {}
         self._weights: dict[str, Weight] = {}
-        self._frozen: dict[str, KnownWeight] = {}
-        self._sent: dict[str, ModelInput | Delivery] = {}
-        self._places: dict[str, str] = {}
-        self._tensors: dict[str, Array] = {}
-        self._windows: dict[int, None] = {}
+        self.given: dict[str, Stored] = {}
+        self.frozen: dict[str, KnownWeight] = {}
+        self.sent: dict[str, ModelInput | Delivery] = {}
+        self.places: dict[str, str] = {}
+        self.tensors: dict[str, Array] = {}
+        self.windows: dict[int, None] = {}
+        self.wanted: dict[str, Wanted] = {}
         self._instructions: list[Instruction] = []
         # Attentions of a part are numbered through its segments.
         self._attention = sum(
@@ -242,14 +260,21 @@ class _ProgramWriter:
             for piece in cut.pieces[before.segment.graph]
         )
 
-    def written(self) -> FlightCall:
+    def value(self, name: str) -> Stored:
+        """What is stored of a value that the segment has made."""
+        found = self._names[name]
+        assert isinstance(found, Stored)
+        return found
+
+    def written(self, keeps: bool) -> tuple[Instruction, ...]:
+        """What it does, but for what comes back. `keeps`: what the part keeps is stored, for later steps."""
         segment, schedule = self._one.segment, self._cut.course.schedule
         pieces = self._cut.pieces[segment.graph]
         read = _read_by(pieces, self._memory)
         for name, source in segment.inputs.items():
             if name in read:
                 self._source(name, source)
-        kept = {output: self._kept + name for output, name in segment.kept.items()}
+        kept = {output: self._kept + name for output, name in segment.kept.items()} if keeps else {}
         for piece in pieces:
             match piece:
                 case GraphPiece() if piece.memory is self._memory:
@@ -258,32 +283,11 @@ class _ProgramWriter:
                     self._remember(piece)
                 case AttentionPiece():
                     self._attend(piece, kept)
-        wanted: dict[str, Wanted] = {}
         for made in () if self._memory else segment.contributions:
-            if made.output in wanted:
-                continue
             spec = schedule.boundaries[made.boundary].spec
-            wanted[made.output] = np.dtype(spec.dtype), extent_shape(spec.shape, made.extent)
-            value = self._names[made.output]
-            assert isinstance(value, Stored)
-            self._instructions.append(Return(value.name, made.output))
-        largest = sorted(self._frozen.items(), key=lambda item: -item[1].nbytes)[:FROZEN]
-        frozen = tuple(Frozen(stored, known.digest) for stored, known in sorted(largest, key=lambda i: i[0]))
-        if (size := sum(array.nbytes for array in self._tensors.values())) > CALL_BYTES:
-            raise ResourceExhausted(
-                f"bound call-bytes: {self._cut.rows} rows bring {size:,} bytes to part {self._one.part}, and "
-                f"a call {CALL_BYTES:,} at most: cut the model into fewer parts"
-            )
-        instructions = tuple(self._instructions)
-        return FlightCall(
-            prepare(instructions, self._tensors, frozen),
-            instructions,
-            self._sent,
-            self._places,
-            tuple(self._windows),
-            wanted,
-            {slot: self._tensors[slot] for slot in self._sent},
-        )
+            if made.output not in self.wanted:
+                self.wanted[made.output] = np.dtype(spec.dtype), extent_shape(spec.shape, made.extent)
+        return tuple(self._instructions)
 
     def _source(self, name: str, source: ModelInput | Delivery | Kept | Weight | Constant) -> None:
         schedule = self._cut.course.schedule
@@ -298,6 +302,8 @@ class _ProgramWriter:
                 self._names[name] = Stored(constant_name(self._all.deployment, shape, known))
             case Kept(tensor):
                 self._names[name] = Stored(self._kept + tensor)
+            case ModelInput(of) if of in self.given:
+                self._names[name] = self.given[of]
             case ModelInput(of, extent):
                 form = schedule.feeds[of]
                 self._slot(name, source, form.dtype, extent_shape(form.shape, extent))
@@ -306,9 +312,9 @@ class _ProgramWriter:
                 self._slot(name, source, form.dtype, extent_shape(form.shape, extent))
 
     def _slot(self, name: str, source: ModelInput | Delivery, dtype: str, shape: tuple[int, ...]) -> None:
-        slot = f"task/{self._one.part}.i{len(self._sent)}"  # all parts of a step are sent one mapping
-        self._sent[slot] = source
-        self._tensors[slot] = np.broadcast_to(np.zeros((), dtype), shape)
+        slot = f"{self._own}i{len(self.sent)}"
+        self.sent[slot] = source
+        self.tensors[slot] = np.broadcast_to(np.zeros((), dtype), shape)
         self._names[name] = Stored(slot)
 
     def _run(self, piece: GraphPiece, kept: Mapping[str, str]) -> None:
@@ -319,17 +325,17 @@ class _ProgramWriter:
             if of in self._weights:
                 known = self._all.weights[self._weights[of]]
                 if name not in tables or known.nbytes < TABLE:
-                    self._frozen[weight_name(self._all.deployment, known)] = known
+                    self.frozen[weight_name(self._all.deployment, known)] = known
         outputs: dict[str, str] = {}
         for output, of in piece.outputs.items():
-            outputs[output] = kept.get(of) or f"task/v{len(self._names)}"
+            outputs[output] = kept.get(of) or f"{self._own}v{len(self._names)}"
             self._names[of] = Stored(outputs[output])
         self._instructions.append(Run(piece.graph, inputs, outputs))
 
     def _attend(self, piece: AttentionPiece, kept: Mapping[str, str]) -> None:
         number, part = self._attention, self._one.part
         self._attention += 1
-        self._windows[piece.window] = None
+        self.windows[piece.window] = None
         rows = self._cut.rows
         sees_all = not (piece.window or piece.bias or piece.lse)
         if rows == 1 and sees_all and 1 <= piece.group <= ROW_GROUP:
@@ -348,8 +354,8 @@ class _ProgramWriter:
             if not piece.memory:
                 self._append(piece, scope, place)
             last = at == len(self._slots) - 1
-            out = (kept.get(piece.out) if last else None) or f"task/o{number}.{at}"
-            lse = f"task/l{number}.{at}"
+            out = (kept.get(piece.out) if last else None) or f"{self._own}o{number}.{at}"
+            lse = f"{self._own}l{number}.{at}"
             graph = "cached_decode" if rows <= DECODE_ROWS else "cached_prefill"
             biased: dict[str, Value] = {}
             if piece.bias:
@@ -388,7 +394,7 @@ class _ProgramWriter:
         if not piece.memory:
             self._append(piece, scope, self._place("at.0", (3,)))
         hi = self._place("mhi" if piece.memory else f"hi/{piece.window}", (1,))
-        out = kept.get(piece.out) or f"task/o{len(self._names)}"
+        out = kept.get(piece.out) or f"{self._own}o{len(self._names)}"
         inputs: dict[str, Value] = {
             "q": self._names[piece.queries],
             "keys": Stored(f"{scope}k"),
@@ -404,7 +410,7 @@ class _ProgramWriter:
         number = self._attention
         self._attention += 1
         if piece.memory:
-            self._windows[0] = None
+            self.windows[0] = None
             for at, slot in enumerate(self._slots):
                 self._append(piece, f"{slot}p{self._one.part}/a{number}/", self._place(f"at.{at}", (3,)))
 
@@ -416,12 +422,12 @@ class _ProgramWriter:
 
     def _place(self, name: str, shape: tuple[int, ...], dtype: str = "int64") -> str:
         """The slot that brings it."""
-        for slot, known in self._places.items():
+        for slot, known in self.places.items():
             if known == name:
                 return slot
-        slot = f"task/{self._one.part}.p{len(self._places)}"
-        self._places[slot] = name
-        self._tensors[slot] = np.broadcast_to(np.zeros((), dtype), shape)
+        slot = f"{self._own}p{len(self.places)}"
+        self.places[slot] = name
+        self.tensors[slot] = np.broadcast_to(np.zeros((), dtype), shape)
         return slot
 
 

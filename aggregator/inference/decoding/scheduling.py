@@ -43,7 +43,7 @@ from aggregator.inference.decoding.flights import (
     TokenSpan,
     owned_before,
 )
-from aggregator.inference.decoding.session_bytes import BLOCK, SessionBytes
+from aggregator.inference.decoding.session_bytes import BLOCK, TILE, SessionBytes
 from aggregator.inference.part_of_request import PartsNodes
 from edge_attention.core.errors import (
     Cancelled,
@@ -81,6 +81,7 @@ class SessionScheduler:
         nodes: what is known of nodes, and of who holds which part.
         room: bytes that a node has for what sessions store.
         lanes: trips under way at a time: with parts one behind the other several keep all of them at work.
+        ahead: whether flights may go ahead (ahead.py).
 
     Attributes:
         sessions: by number.
@@ -89,9 +90,15 @@ class SessionScheduler:
     """
 
     def __init__(
-        self, form: DecoderForm, nodes: PartsNodes, room: Callable[[str], int], lanes: int = 1
+        self,
+        form: DecoderForm,
+        nodes: PartsNodes,
+        room: Callable[[str], int],
+        lanes: int = 1,
+        ahead: bool = False,
     ) -> None:
         self.form = form
+        self._ahead = ahead
         self.sessions: dict[int, DecoderSession] = {}
         self.transitions: deque[Transition] = recent()
         self._nodes = nodes
@@ -109,7 +116,12 @@ class SessionScheduler:
     # Events
 
     def open(
-        self, owner: str, now: float, memory: Float32 | None = None, priority: int = 0
+        self,
+        owner: str,
+        now: float,
+        memory: Float32 | None = None,
+        priority: int = 0,
+        greedy: bool = False,
     ) -> DecoderSession:
         """A new session, of no token; `memory`: what an encoder made, of a decoder beside one.
 
@@ -135,7 +147,9 @@ class SessionScheduler:
             )
         self._numbers += 1
         slot = self._new_slot()
-        session = DecoderSession(self._numbers, owner, slot, now, priority or PRIORITY, memory=memory)
+        session = DecoderSession(
+            self._numbers, owner, slot, now, priority or PRIORITY, memory=memory, greedy=greedy
+        )
         self.sessions[session.number] = session
         return session
 
@@ -494,6 +508,11 @@ class SessionScheduler:
             found.append(Fly(flight))
         return found
 
+    def _turn_of(self, session: DecoderSession) -> tuple[int, bool, float, int]:
+        """Of those that wait the least goes first."""
+        level = waiting_level(session.priority, self._now - session.since)
+        return level, session.rows > FEW, session.since, session.number
+
     def _placed(self, session: DecoderSession) -> tuple[tuple[str, ...] | None, int | None]:
         """By part the node to ask; or None, and the part for which another node is to be found, if any."""
         place: list[str] = []
@@ -508,11 +527,6 @@ class SessionScheduler:
                 return None, None  # it may be back with what it stores
             if not ready:
                 suspect = any(self._nodes.state(n) is NodeState.SUSPECT for n in holders)
-    def _turn_of(self, session: DecoderSession) -> tuple[int, bool, float, int]:
-        """Of those that wait the least goes first."""
-        level = waiting_level(session.priority, self._now - session.since)
-        return level, session.rows > FEW, session.since, session.number
-
                 return None, None if suspect else part
             place.append(min(ready, key=lambda n: (self._loads(n), ready.index(n))))
         return tuple(place), None
@@ -550,10 +564,29 @@ class SessionScheduler:
         rows = next(n for n in self.form.rows if n >= sum(chunk.count for chunk in chunks))
         self._numbers += 1
         flight = Flight(
-            self._numbers, self._lanes.pop(0), rows, place, tuple(sorted(chunks, key=lambda c: c.slot))
+            self._numbers,
+            self._lanes.pop(0),
+            rows,
+            place,
+            tuple(sorted(chunks, key=lambda c: c.slot)),
+            rows == 1 and self._goes_ahead(group[0], chunks[0]),
         )
         self._flights[flight.number] = flight
         return flight
+
+    def _goes_ahead(self, session: DecoderSession, chunk: SessionRows) -> bool:
+        """Whether nodes begin the token after the one in `chunk`, while nobody else wants anything of them.
+
+        What they store then must be counted already: no new tile begins with it.
+        """
+        return (
+            self._ahead
+            and session.greedy
+            and chunk.states is None
+            and chunk.stop == session.length < self.form.length
+            and chunk.stop % TILE != 0
+            and all(one.phase is DecodePhase.IDLE for one in self.sessions.values() if one is not session)
+        )
 
     def _moved(self, session: DecoderSession, place: tuple[str, ...]) -> bool:
         """Whether some of what is stored of it is not there any more, once it is stored at `place`."""

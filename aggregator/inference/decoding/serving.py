@@ -27,10 +27,12 @@ from aggregator.inference.decoding.actions import (
     SeekHolder,
     SupplyHolder,
 )
+from aggregator.inference.decoding.ahead import Begun, ends_and_begins
 from aggregator.inference.decoding.decoder_session import DecoderSession
 from aggregator.inference.decoding.flights import Flight, SessionRows, TokenSpan
 from aggregator.inference.decoding.flying import FlightLost, fly
 from aggregator.inference.decoding.programs import (
+    AskedSegment,
     FlightPrograms,
     RowsCut,
     cache_scope,
@@ -104,7 +106,9 @@ class DecoderServing:
         self.life = secrets.token_hex(4)
         self._weights: dict[Weight, KnownWeight] = {}
         self._programs = FlightPrograms(deployment, self.life, self._weights)
-        self._routes = FlightRoutes(self._programs)
+        self._routes = FlightRoutes(self._programs, form.ids)
+        self._begun: dict[int, Begun] = {}
+        """By lane what the last flight there went ahead with."""
         self._cuts: dict[int, RowsCut] = {}
         self._graphs: tuple[str, ...] = ()
         self._holders: ShapeHolders | None = None
@@ -151,9 +155,11 @@ class DecoderServing:
         """Why logits are not the whole model's, to rounding in its types; "": they are. `ready` first."""
         return next((cut.course.schedule.lacking for cut in self._cuts.values()), "")
 
-    def open(self, owner: str, memory: Float32 | None = None, priority: int = 0) -> DecoderSession:
-        """A new session; `ready` has returned. `memory`, `priority`, and what is raised, as the machine's."""
-        session = self.machine.open(owner, time.monotonic(), memory, priority)
+    def open(
+        self, owner: str, memory: Float32 | None = None, priority: int = 0, greedy: bool = False
+    ) -> DecoderSession:
+        """A new session; `ready` has returned. Arguments, and what is raised, as the machine's."""
+        session = self.machine.open(owner, time.monotonic(), memory, priority, greedy)
         self._set_clock()
         return session
 
@@ -237,11 +243,14 @@ class DecoderServing:
                 self._membership, NodeDeliveries(self._trips, self._bulk), pieces, self._assigned, self._pick,
                 self._warm, lambda node: 0, self.look,
             )  # fmt: skip
+            self._routes.ends = ends_and_begins(self._cuts[self.form.rows[0]], self.form)
             lanes = min(len(self._cuts[self.form.rows[0]].course.schedule.steps), FLIGHTS)
             alone = all(
                 len(step.segments) == 1 for step in self._cuts[self.form.rows[0]].course.schedule.steps
             )
-            self._machine = SessionScheduler(self.form, self._holders, self._room, lanes if alone else 1)
+            self._machine = SessionScheduler(
+                self.form, self._holders, self._room, lanes if alone else 1, bool(self._routes.ends)
+            )
         self._holders.ensure()
         await self._holders.settled(math.inf, seek=True)
 
@@ -281,14 +290,14 @@ class DecoderServing:
         for one in cut.course.parts[part]:
             if flight.memory and not self._programs.remembers(cut, one):
                 continue
-            call = self._programs.call(cut, one, (scope,), -1 - part, flight.memory)
+            call = self._programs.call(cut, [AskedSegment(one)], (scope,), -1 - part, flight.memory)
             errand = Errand(
                 shard=f"warm.part{part}.step{one.step}",
                 holders=(node,),
                 coverage=range(part, part + 1),
                 instructions=call.instructions,
                 wanted=call.wanted,
-                inline=call.zeros(flight, self.form, part),
+                inline=call.zeros(flight, self.form),
                 prepared=call.prepared,
             )
             outcome = await self._trips.make([errand], WARM_SECONDS, believed=())
@@ -347,7 +356,11 @@ class DecoderServing:
     async def _fly(self, flight: Flight) -> None:
         again, clean, lacks = False, False, None
         try:
-            logits = await fly(self._trips, self._routes, self.form, self._cuts[flight.rows], flight)
+            begun = self._begun.pop(flight.lane, None)
+            flown = await fly(self._trips, self._routes, self.form, self._cuts[flight.rows], flight, begun)
+            logits = flown.logits
+            if flown.begun is not None:
+                self._begun[flight.lane] = flown.begun
             if not np.isfinite(logits).all():
                 log.warning("a decoder's logits are not all finite")
             self._perform(self.machine.landed(flight.number, logits, time.monotonic()))

@@ -94,12 +94,14 @@ class DecoderSessions:
         inputs: Mapping[str, Array] | None = None,
         ids: Sequence[int] = (),
         priority: int = 0,
+        greedy: bool = False,
     ) -> OpenSession:
         """A new session. The first one of a model waits until nodes are ready for it.
 
         Args:
             inputs: of the encoder, of a decoder beside one; or `ids`, tokens of its text.
             priority: of its trips, and of the encoder's request; as of Deployments.infer.
+            greedy: it is likely extended by the token that its last logits say is likeliest.
 
         Raises:
             NotFound, FailedPrecondition: as `form`.
@@ -118,7 +120,7 @@ class DecoderSessions:
                 memory = await self._encoded(deployed, inputs or {}, ids, owner, until, priority)
             states = self._budgets.take(ENCODER_BYTES, owner or None, 0 if memory is None else memory.nbytes)
             try:
-                opened = serving.open(owner, memory, priority)
+                opened = serving.open(owner, memory, priority, greedy)
             except BaseException:
                 states.give_back()
                 raise

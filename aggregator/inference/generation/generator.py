@@ -189,8 +189,9 @@ class _RunningGeneration(Generic[S]):
     async def events(self, owner: str) -> AsyncGenerator[GenerationEvent]:
         request = self._request
         session = await self._sessions.open(
-            request.model, owner, self._left(), request.inputs or None, self.encoded, request.priority
-        )
+            request.model, owner, self._left(), request.inputs or None, self.encoded, request.priority,
+            request.sampling(self._seed).greedy,
+        )  # fmt: skip
         try:
             self._lacking = self._sessions.lacking(session)
             async with aclosing(self._come(session)) as events:

@@ -43,9 +43,11 @@ class TokenSessions(Protocol[S]):
         inputs: Mapping[str, Array] | None = None,
         ids: Sequence[int] = (),
         priority: int = 0,
+        greedy: bool = False,
     ) -> S:
         """A session without tokens; `inputs` of an encoder, or its `ids`, where there is one.
         `priority`: see `GenerationRequest`.
+        `greedy`: it is likely extended by the likeliest token, again and again.
 
         Raises NotFound, FailedPrecondition, InvalidTensor, ResourceExhausted.
         """

@@ -46,6 +46,11 @@ class Sampling:
     min_p: float = 0.0
     seed: int = 0
 
+    @property
+    def greedy(self) -> bool:
+        """Whether it is always the token with the largest logit."""
+        return not self.temperature and self.repetition_penalty == 1
+
     def check(self) -> None:
         """Raises InvalidArgument for a value that none can have; it names it."""
         for name, value, low, high, above in (

@@ -11,6 +11,7 @@ stored_tiles                 some of what is stored, for exports and copies
 cached_decode, cached_prefill    new rows over one of several stored sequences
 cached_row       one row over one sequence
 cached_biased    the same with biases by distance
+likeliest        the token with the largest logit
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import onnx
 from edge_attention.core.errors import NotFound
 from edge_attention.graphs.attention import batch as attention_batch
 from edge_attention.graphs.attention import cached as attention_cached
+from edge_attention.graphs.attention import likeliest as attention_likeliest
 from edge_attention.graphs.attention import tiled as attention_tiled
 
 __all__ = ["GRAPHS", "build"]
@@ -41,6 +43,7 @@ _BUILDERS: tuple[Callable[[], onnx.ModelProto], ...] = (
     attention_cached.cached_decode,
     attention_cached.cached_prefill,
     attention_cached.cached_row,
+    attention_likeliest.likeliest,
     attention_tiled.segment_summary,
     attention_tiled.stored_tiles,
 )

@@ -68,7 +68,9 @@ def analyse_for(model: OpenModel, dimensions: Mapping[str, int], plan: CutPlan) 
     return analyse(model, dimensions)
 
 
-def cut(axes: Axes, plan: CutPlan, known: bool = False, attention: bool = False) -> Emitted:
+def cut(
+    axes: Axes, plan: CutPlan, known: bool = False, attention: bool = False, everywhere: bool = False
+) -> Emitted:
     """The schedule of `plan`, with its graphs and constants.
 
     Args:
@@ -76,6 +78,7 @@ def cut(axes: Axes, plan: CutPlan, known: bool = False, attention: bool = False)
             is nothing to share: one part of such a stage does all of it.
         attention: parts that share heads share attention alone. What their heads make is gathered, and each
             does all that lies between two attentions: one meeting a layer in place of two, for more work.
+        everywhere: all parts of the last stage make the results (see `Partition`).
 
     Raises:
         InvalidArgument: the plan is not of this model: layers, axes or ranges that it has not; or the model
@@ -91,6 +94,7 @@ def cut(axes: Axes, plan: CutPlan, known: bool = False, attention: bool = False)
     stage_of = stages_of(axes, plan)
     partitioner = Partitioner(axes, stages, stage_of)
     partition = partitioner.run()
+    partition.everywhere = everywhere
     emitted = emit(
         partition,
         axes.bound,

@@ -165,8 +165,11 @@ class Partition:
     Attributes:
         operations: in an order in which each comes after what it needs.
         results: output of the model -> the form that holds it.
+        everywhere: whether all parts of a result's stage make it, of which one contributes it and the others
+            keep it: so that they can go on with it.
     """
 
     stages: tuple[StageCut, ...]
     operations: list[Operation] = field(default_factory=list)
     results: dict[str, Form] = field(default_factory=dict)
+    everywhere: bool = False

@@ -78,6 +78,8 @@ class _NeedSearch:
     def found(self) -> Needs:
         for form in self._partition.results.values():
             self._contribute(form)
+            for part in self._keepers(form):
+                self._need(part, form)
         needs: Needs = {part: PartNeeds() for stage in self._stages for part in stage.parts}
         for form in {*self._wanted, *self._results}:
             for part in self._stages[form.stage].parts:
@@ -99,6 +101,13 @@ class _NeedSearch:
         if form.state is None:
             return [next((part for part in stage.parts if stage.has_any(part)), stage.parts[0])]
         return [part for part in stage.parts if own_piece(self._stages, form, part)]
+
+    def _keepers(self, form: Form) -> tuple[int, ...]:
+        """The parts that make a result, but for who contributes it, and keep it."""
+        if not self._partition.everywhere or form.state is not None:
+            return ()
+        stage, givers = self._stages[form.stage], self._givers(form)
+        return tuple(part for part in stage.parts if stage.has_any(part) and part not in givers)
 
     def _need(self, part: int, form: Form) -> None:
         rest = [(part, form)]
@@ -149,6 +158,10 @@ class _NeedSearch:
             mine.use(form, form.level)
             for lse in form.lse if isinstance(form.state, Unfolded) else ():
                 mine.use(lse, form.level)
+        for form in self._results:
+            if part in self._keepers(form):
+                mine.use(form, form.level)
+                mine.use(form, form.level + 1)
         todo = self._operations.get(part, set())
         for operation in reversed(self._partition.operations):
             if operation not in todo or operation.fixed:

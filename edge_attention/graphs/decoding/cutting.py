@@ -96,10 +96,12 @@ def write_steps(stepped: SteppedModel, plan: CutPlan, folder: Path) -> DecoderFo
     """As `write_decoder`, of one that was rewritten."""
     _require_rows_apart(stepped)
     form: DecoderForm | None = None
+    ends_alike: bool | None = None
     known: dict[bytes, list[tuple[str, ModelProto]]] = {}
     files: dict[str, bytes] = {}
     for rows in reversed(_rows_of(stepped)):
-        made, form = cut_decoder(stepped, plan, rows)
+        made, form = cut_decoder(stepped, plan, rows, ends_alike)
+        ends_alike = len(made.emitted.schedule.steps[-1].segments) > 1
         made = _with_known(made, known, files)
         into = folder / str(rows)
         write_cut(made.emitted, stepped.model, into)
@@ -175,8 +177,13 @@ def _takes(one: ModelProto, other: ModelProto) -> bool:
     )
 
 
-def cut_decoder(stepped: SteppedModel, plan: CutPlan, rows: int) -> tuple[DecoderCut, DecoderForm]:
-    """A decoder cut for trips of `rows`, and what serving it takes. Raises as `write_decoder`."""
+def cut_decoder(
+    stepped: SteppedModel, plan: CutPlan, rows: int, ends_alike: bool | None = None
+) -> tuple[DecoderCut, DecoderForm]:
+    """A decoder cut for trips of `rows`, and what serving it takes. Raises as `write_decoder`.
+
+    `ends_alike`: of parts that share attention alone, whether all end a token; None: it is found out.
+    """
     kinds = {stage.cut for stage in plan.stages}
     if plan.mean or Cut.BATCH in kinds:
         raise FailedPrecondition("by batch, or by averaging, no part has a session of its own: replicate it")
@@ -197,7 +204,11 @@ def cut_decoder(stepped: SteppedModel, plan: CutPlan, rows: int) -> tuple[Decode
         raise FailedPrecondition(
             f"without its past the model has {layers} layers, and the plan is for {last}: make another plan"
         )
-    emitted = cut(axes, whole if by_tokens else plan, attention=_attention_alone(axes, plan))
+    alone = _attention_alone(axes, plan)
+    ends_alike = ends_alike if alone and len(plan.stages) == 1 and not by_tokens else False
+    emitted = cut(axes, whole if by_tokens else plan, attention=alone, everywhere=bool(ends_alike))
+    if ends_alike is None and _ends_alike(emitted.schedule, stepped.model):
+        emitted = cut(axes, plan, attention=True, everywhere=True)
     made = _in_pieces(emitted, stepped.model, by_tokens, stepped.states)
     if by_tokens:
         made = _by_tokens(made, len(plan.stages[0].parts), stepped.logits, _attended(axes))
@@ -234,6 +245,20 @@ def _attention_alone(axes: Axes, plan: CutPlan) -> bool:
     attentions = sum(node.op_type == ATTENTION for node in nodes)
     more = size * (parts - 1) / parts
     return more <= ALONE_BYTES and more <= TRIP_BYTES * attentions
+
+
+def _ends_alike(schedule: Schedule, model: OpenModel) -> bool:
+    """Whether the parts that begin a token might all end the one before, of what that takes of weights: each
+    then knows the next token by itself (aggregator/inference/decoding/ahead.py)."""
+    first, last = schedule.steps[0].segments, schedule.steps[-1].segments
+    if len(schedule.steps) < 2 or len(first) < 2 or len(last) != 1:
+        return False
+    others = [schedule.weights_of(one.part) for one in first if one.part != last[0].part]
+    own = {source for source in last[0].inputs.values() if isinstance(source, Weight)}
+    more = [source for source in own if any(source not in held for held in others)]
+    forms = [(_weight_form(model, one.name), one.extent) for one in more]
+    size = sum(math.prod(extent_shape(f.shape, e)) * np.dtype(f.dtype).itemsize for f, e in forms)
+    return size <= ALONE_BYTES
 
 
 def _in_pieces(emitted: Emitted, model: OpenModel, with_lse: bool, states: str) -> DecoderCut:

@@ -144,6 +144,36 @@ def test_who_waits_becomes_better_so_that_nobody_waits_for_ever(monkeypatch, pri
     assert priority - 1 <= now <= within, "before, priorities count; after, it is its turn"
 
 
+def test_nodes_go_ahead_for_who_is_alone_and_takes_the_likeliest_token():
+    nodes = Nodes(p0=["a"], p1=["b"])
+    form = DecoderForm("ids", "at", "logits", 10, 70, ROWS, False, (), ((CACHE,),) * 2)
+    m = SessionScheduler(form, nodes, lambda node: 1 << 30, ahead=True)
+    one, drawn = m.open("me", 0.0, greedy=True), m.open("me", 0.0)
+
+    def flown(session, ids):
+        (flight,) = flights(m.extend(session.number, ids, 1.0, 9.0))
+        m.landed(flight.number, logits(flight), 2.0)
+        return flight.ahead
+
+    assert not flown(one, [1, 2]), "of several rows"
+    assert flown(one, [3])
+    assert not flown(drawn, [3]), "who draws its tokens takes others"
+    for _ in range(60):
+        assert flown(one, [4])
+    assert one.length == TILE - 1
+    assert not flown(one, [5]), "the next token begins a tile, which is not counted yet"
+    assert [flown(one, [5]) for _ in range(6)] == [True] * 5 + [False], "the model has no more positions"
+    two = m.open("me", 0.0, greedy=True)
+    (first,) = flights(m.extend(drawn.number, [1], 3.0, 9.0))
+    assert not flights(m.extend(two.number, [1], 3.0, 9.0))
+    assert not first.ahead
+    (second,) = flights(m.landed(first.number, logits(first), 4.0))
+    assert second.ahead
+    m.extend(drawn.number, [1], 5.0, 9.0)
+    m.landed(second.number, logits(second), 6.0)
+    m.check()
+
+
 def test_what_others_store_is_not_counted_anew_for_each_token(monkeypatch):
     """Of 200 sessions a token took 7 ms of the event loop: each looked at all the others."""
     m, _ = machine()

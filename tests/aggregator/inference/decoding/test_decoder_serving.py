@@ -15,6 +15,8 @@ from decoder_runs import WholeDecoder
 from house import House, until
 
 from aggregator.inference.decoding import programs, scheduling, session_bytes
+from aggregator.inference.decoding.ahead import Beginning
+from aggregator.inference.decoding.flights import Flight, SessionRows
 from aggregator.inference.decoding.programs import cache_scope
 from aggregator.inference.decoding.serving import DecoderServing
 from aggregator.inference.holding import roomiest
@@ -28,6 +30,7 @@ from edge_attention.core.errors import (
     ResourceExhausted,
 )
 from edge_attention.core.messages.program import Run
+from edge_attention.core.schedule.fold_plan import FoldPlan
 from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
 from edge_attention.graphs.attention import library
 from edge_attention.graphs.axes.model_reading import open_model
@@ -48,13 +51,13 @@ PLANS = {
 class Serving:
     """A decoder served by nodes `a`, `b`, `c` in this process."""
 
-    def __init__(self, house, folder, name, plan, replicas=1):
+    def __init__(self, house, folder, name, plan, replicas=1, nodes="abcabc"):
         self.house = house
         self.path = EXPORTS / f"{name}.onnx"
         self.boxes = {node: house.node(node) for node in "abc"}
         form = write_decoder(open_model(self.path), plan, folder)
         engine = SimpleNamespace(trips=house.trips, bulk=house.bulk, membership=house.membership)
-        held = {part: [*"abcabc"[part : part + replicas]] for part in range(plan.parts)}
+        held = {part: [*nodes[part : part + replicas]] for part in range(plan.parts)}
         pick = roomiest(house.membership)
         self.serving = DecoderServing(engine, "m", self.path, folder, form, held, pick, lambda node: 0)
         house.trips.watch(lambda node: self.serving.look())
@@ -63,10 +66,10 @@ class Serving:
     async def extend(self, session, ids, seconds=60.0):
         return await self.serving.extend(session.number, ids, seconds)
 
-    async def generates_as_the_file(self, seed, prompt, steps, session=None):
+    async def generates_as_the_file(self, seed, prompt, steps, session=None, greedy=False):
         """Greedy tokens, one after the other, and each logit; returns the session and its reference."""
         rng = np.random.default_rng(seed)
-        session, whole = session or self.serving.open("me"), WholeDecoder(self.path)
+        session, whole = session or self.serving.open("me", greedy=greedy), WholeDecoder(self.path)
         ids = [int(token) for token in rng.integers(self.vocabulary, size=prompt)]
         for _ in range(steps + 1):
             found = await self.extend(session, ids)
@@ -121,11 +124,15 @@ def test_one_row_is_attended_by_the_shorter_graph_but_for_its_lse(tmp_path, word
         assert (graphs[1], graphs[8]) == ({shorter}, {"cached_decode"})
 
 
+@pytest.mark.parametrize("greedy", [False, True])
 @pytest.mark.parametrize("word", PLANS)
-def test_sessions_at_once_are_what_the_file_says_of_each(tmp_path, word):
+def test_sessions_at_once_are_what_the_file_says_of_each(tmp_path, word, greedy):
     @scenario(tmp_path, word=word)
     async def _(fleet):
-        work = (fleet.generates_as_the_file(seed, prompt, 5) for seed, prompt in enumerate((5, 20, 1)))
+        work = (
+            fleet.generates_as_the_file(seed, prompt, 5, greedy=greedy)
+            for seed, prompt in enumerate((5, 20, 1))
+        )
         await asyncio.gather(*work)
 
 
@@ -249,7 +256,7 @@ def test_programs_of_the_same_sessions_are_one_and_have_a_bound_in_bytes(tmp_pat
         sessions = [fleet.serving.open("me") for _ in range(3)]
         for order in itertools.permutations(range(3)):
             await asyncio.gather(*(fleet.extend(sessions[at], [at]) for at in order))
-        known = {slots for _, _, _, slots, *_ in made}
+        known = {slots for _, _, slots, *_ in made}
         assert all(list(slots) == sorted(slots) for slots in known)
         assert fleet.serving._programs._bytes == sum(call.nbytes for call in made.values())
         monkeypatch.setattr(programs, "PROGRAMS_BYTES", 1)
@@ -311,6 +318,107 @@ def test_closing_ends_what_is_asked(tmp_path):
         with pytest.raises(Cancelled, match="closed"):
             await call
         await until(lambda: session.number not in fleet.serving.machine.sessions)
+
+
+def _calls(fleet, node="a"):
+    return sum(program.shard.startswith("part") for program in fleet.boxes[node].programs)
+
+
+@pytest.mark.parametrize("name", ["gpt2_cached", "llama_cached"])
+@pytest.mark.parametrize("word", ["heads", "heads of three"])
+def test_who_takes_the_likeliest_token_has_a_trip_less_and_the_same_bits(tmp_path, name, word):
+    @scenario(tmp_path, name, word)
+    async def _(fleet):
+        steps = len(fleet.serving._cuts[1].course.schedule.steps)
+        await fleet.extend(fleet.serving.open("me"), [2])
+        found, calls = {}, {}
+        for greedy in (False, True):
+            session, ids, rows = fleet.serving.open("me", greedy=greedy), [3], []
+            for _ in range(8):
+                before = _calls(fleet)
+                rows.append((await fleet.extend(session, ids))[-1])
+                ids = [int(rows[-1].argmax())]
+                calls.setdefault(greedy, []).append(_calls(fleet) - before)
+            found[greedy] = np.array(rows)
+            fleet.serving.machine.check()
+        assert found[True].tobytes() == found[False].tobytes()
+        assert calls[False] == [steps] * 8
+        assert calls[True] == [steps, *[steps - 1] * 7]
+
+
+def test_of_another_token_than_the_likeliest_nothing_is_taken_that_was_begun(tmp_path):
+    @scenario(tmp_path)
+    async def _(fleet):
+        session, whole = await fleet.generates_as_the_file(0, 4, 3, greedy=True)
+        for token in (5, 2, 7):
+            found, wanted = await fleet.extend(session, [token]), whole.step(token)
+            if int(wanted.argmax()) == token:
+                continue
+            assert np.abs(found[0] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+        fleet.serving.truncate(session.number, 4)
+        again = WholeDecoder(fleet.path)
+        wanted = [again.step(token) for token in (*session.tokens, 6)][-1]
+        found = await fleet.extend(session, [6])
+        assert np.abs(found[0] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+        # A longer one, of which the first token was begun.
+        wanted = [again.step(token) for token in (int(wanted.argmax()), 3)]
+        found = await fleet.extend(session, [int(found[0].argmax()), 3])
+        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("tokens", [(4, 4), (4, 5), (4,)])
+def test_what_parts_have_begun_counts_where_they_took_one_token(tokens):
+    share = SimpleNamespace(ahead=True, returned={}, token="t", step=0, part=0)
+    beginning = Beginning(
+        SimpleNamespace(course=SimpleNamespace(folds=object.__new__(FoldPlan))),
+        Flight(1, 0, 1, ("a", "b"), (SessionRows(7, 0, 3, (9,)),), True),
+    )
+    for token in tokens:
+        answer = SimpleNamespace(array=lambda name, token=token: np.array([[token]]))
+        beginning.take(SimpleNamespace(shares=(share,)), answer)
+    begun = beginning.begun()
+    assert (begun is None) == (tokens == (4, 5))
+    for other, same in (
+        (Flight(2, 0, 1, ("a", "b"), (SessionRows(7, 0, 4, (4,)),)), True),
+        (Flight(2, 0, 1, ("a", "b"), (SessionRows(7, 0, 4, (5,)),)), False),  # another token
+        (Flight(2, 0, 1, ("a", "b"), (SessionRows(7, 0, 3, (4,)),)), False),  # or place
+        (Flight(2, 0, 1, ("a", "b"), (SessionRows(8, 0, 4, (4,)),)), False),  # or session
+        (Flight(2, 0, 1, ("a", "c"), (SessionRows(7, 0, 4, (4,)),)), False),  # or nodes
+        (Flight(2, 0, 2, ("a", "b"), (SessionRows(7, 0, 4, (4, 1)),)), False),  # or more of them
+    ):
+        assert begun is None or begun.is_of(other) is same
+
+
+@pytest.mark.parametrize("word", ["heads of three", "tokens"])
+def test_parts_on_one_node_are_one_call_a_step(tmp_path, word):
+    """Two were two tasks at a time: neither ran on the node's loop, and one waited for the other."""
+
+    @scenario(tmp_path, word=word, nodes="aba")
+    async def _(fleet):
+        steps = len(fleet.serving._cuts[1].course.schedule.steps)
+        session, _ = await fleet.generates_as_the_file(0, 9, 2)
+        before = _calls(fleet)
+        await fleet.extend(session, [1])
+        assert _calls(fleet) - before == steps
+        assert any(len(call.shares) == 2 for call in fleet.serving._programs._made.values())
+        await fleet.generates_as_the_file(1, 3, 4, greedy=True)
+
+
+def test_parts_on_one_node_whose_rows_are_too_much_for_one_call_are_two(tmp_path, monkeypatch):
+    @scenario(tmp_path, word="heads of three", nodes="aba")
+    async def _(fleet):
+        await fleet.generates_as_the_file(0, 1, 1)
+        flight, form = Flight(0, 0, 1, (), (SessionRows(0, 0, 0, (0,)),)), fleet.serving.form
+        most = max(
+            sum(array.nbytes for array in call.zeros(flight, form).values())
+            for (rows, *_), call in fleet.serving._programs._made.items()
+            if rows == 1 and len(call.shares) == 1
+        )
+        monkeypatch.setattr(programs, "CALL_BYTES", most)
+        session, _ = await fleet.generates_as_the_file(1, 1, 1)
+        before = _calls(fleet)
+        await fleet.extend(session, [1])
+        assert _calls(fleet) - before > len(fleet.serving._cuts[1].course.schedule.steps)
 
 
 def test_of_nan_it_says_which_node_and_part_made_it(tmp_path):

@@ -344,7 +344,7 @@ def test_a_prompt_or_inputs_go_to_the_encoder_and_the_decoder_begins_as_it_must(
     opened, form, sessions_open = [], sessions.form, sessions.open
     sessions.form = lambda model: SimpleNamespace(**{**vars(form(model)), "states": "encoder_hidden_states"})
 
-    async def opens(model, owner, seconds, inputs=None, ids=(), priority=0):
+    async def opens(model, owner, seconds, inputs=None, ids=(), priority=0, greedy=False):
         opened.append((inputs, tuple(ids)))
         return await sessions_open(model, owner, seconds)
 

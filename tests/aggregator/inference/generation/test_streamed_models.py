@@ -201,7 +201,7 @@ def test_where_an_encoder_takes_arrays_these_are_the_inputs(tmp_path):
     form, sessions_open, opened = sessions.form, sessions.open, []
     sessions.form = lambda model: SimpleNamespace(**{**vars(form(model)), "states": "states"})
 
-    async def opens(model, owner, seconds, inputs=None, ids=(), priority=0):
+    async def opens(model, owner, seconds, inputs=None, ids=(), priority=0, greedy=False):
         opened.append(inputs)
         return await sessions_open(model, owner, seconds)
 
