@@ -32,6 +32,7 @@ from edge_attention.core.tensors import (
     DataType,
     Encoded,
     Encoding,
+    own_memory,
     require_stored,
 )
 from edge_node.appending import placed, require_sequence
@@ -329,7 +330,8 @@ class DirectCall:
                 raise InvalidProgram(f"{stored.name} is private: it is for tasks that take it from the first")
             feeds[name] = held.array
         for name, own in step.own:
-            feeds[name] = tensors[own]
+            # A cell is given a copy in any case.
+            feeds[name] = tensors[own] if isinstance(graph, ForeignGraph) else own_memory(tensors[own])
         started = time.monotonic()
         try:
             if isinstance(graph, ForeignGraph):

@@ -366,7 +366,7 @@ class NodeLink:
         kind = direct.kind(
             store.layouts, store.extent, lambda: self._kind(prepared.called(call), graphs, in_steps=True)
         )
-        task = DirectCall(call, direct, prepared.tensors(call), graphs, self._node.store, stop, execution)
+        task = DirectCall(call, direct, prepared.tensors(call, True), graphs, store, stop, execution)
         self._run(_Work(task, stop, kind, _inline(prepared)), call.deadline_seconds)
 
     def _carry_out(

@@ -24,7 +24,7 @@ from edge_attention.core.messages.program import (
     Stored,
 )
 from edge_attention.core.tensors import Array, Encoding, require_stored
-from edge_attention.wire.tensors import check_size
+from edge_attention.wire.tensors import VIEWED, check_size
 from edge_node.direct import DirectProgram
 from edge_node.limits import graphs_of
 
@@ -125,13 +125,15 @@ class Prepared:
             self.tensors(call), bulk, call.caller, self.program.releases,
         )  # fmt: skip
 
-    def tensors(self, call: Call) -> dict[str, Array]:
-        """What `call` brings, by the slots' names.
+    def tensors(self, call: Call, lying: bool = False) -> dict[str, Array]:
+        """What `call` brings, by the slots' names. `lying`: large ones as they lie in the message, and not
+        aligned, as ONNX Runtime needs them.
 
         Raises:
             InvalidProgram: it is not what the slots take.
         """
         data = call.slots
+        assert not isinstance(data, tuple)  # it has come
         if len(data) != self.slot_bytes:
             raise InvalidProgram(
                 f"a call of program {call.program.hex()[:12]} brings {len(data):,} bytes for slots of "
@@ -140,8 +142,9 @@ class Prepared:
         tensors: dict[str, Array] = {}
         at = 0
         for name, dtype, shape, size, encoding in self._slots:
-            # A copy, at an address that is aligned; ONNX Runtime computes on it as it is.
-            part = bytes(data[at : at + size])
+            part = data[at : at + size]
+            if not lying or size < VIEWED:
+                part = bytes(part)
             array = np.frombuffer(part, dtype).reshape(shape) if size else np.zeros(shape, dtype)
             if dtype == np.bool_ and size and array.view(np.uint8).max() > 1:
                 raise InvalidProgram(f"slot {name}: a BOOL element is one byte, 0 or 1; there are others")

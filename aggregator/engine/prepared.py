@@ -30,7 +30,7 @@ from edge_attention.core.messages.program import (
 )
 from edge_attention.core.tensors import Array, DataType, Encoding
 from edge_attention.wire.link import prepared_program
-from edge_attention.wire.tensors import elements
+from edge_attention.wire.tensors import VIEWED, elements
 
 __all__ = ["KNOWN", "PreparedData", "Repeated", "prepare"]
 
@@ -52,9 +52,10 @@ class PreparedData:
     data: bytes
     slots: tuple[str, ...]
 
-    def packed(self, tensors: Mapping[str, Array]) -> bytes:
-        """What a call brings of `tensors`, which have the slots' shapes."""
-        return b"".join([elements(tensors[name]) for name in self.slots])
+    def packed(self, tensors: Mapping[str, Array]) -> bytes | tuple[bytes | memoryview, ...]:
+        """What a call brings of `tensors`, which have the slots' shapes: of large ones where they lie."""
+        pieces = tuple([elements(tensors[name]) for name in self.slots])
+        return b"".join(pieces) if sum(map(len, pieces)) < VIEWED else pieces
 
 
 def prepare(

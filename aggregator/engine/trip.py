@@ -37,7 +37,7 @@ from edge_attention.core.messages.program import (
     Repeat,
     Return,
 )
-from edge_attention.core.tensors import Array
+from edge_attention.core.tensors import Array, own_memory
 
 AT_ONCE = 256
 """Errands that are looked at in one step of the loop."""
@@ -142,6 +142,7 @@ class Trips:
         say: Callable[[str], None] | None = None,
         spooled: bool = False,
         patient: bool = True,
+        lying: bool = False,
     ) -> Outcome:
         """Ask every shard, for `seconds` at most; how it ended.
 
@@ -156,13 +157,15 @@ class Trips:
             spooled: `take` gets large tensors as `SpooledTensor`s, and closes them; otherwise as arrays.
             patient: whether a node that is away is waited for until its lease ends, where no other holder can
                 be asked; else what it was asked is missing at once.
+            lying: `take` and `each` get large arrays as they lie in the message: not aligned, and all of it
+                stays in memory as long as one of them; otherwise in memory of their own.
 
         Raises:
             EdgeAttentionError: what every holder of a shard finds wrong with what it is asked. Nothing that
                 was lent stays lent, and nothing that came stays on the disk, answers taken included.
         """
         asked = errands if isinstance(errands, Errands) else Errands(errands)
-        gathering = _Gathering(asked.by_shard, take, each, spooled)
+        gathering = _Gathering(asked.by_shard, take, each, spooled, lying)
         lent: list[BulkTensor] = []
         try:
             assignments: Sequence[Assignment] | None = asked.calls(tensors)
@@ -284,11 +287,14 @@ def _within_a_call(
 class _Gathering:
     """Answers of one trip as they come: checked, and handed on when they are whole."""
 
-    def __init__(self, errands: Mapping[str, Errand], take: Take, each: Take | None, spooled: bool) -> None:
+    def __init__(
+        self, errands: Mapping[str, Errand], take: Take, each: Take | None, spooled: bool, lying: bool
+    ) -> None:
         self._errands = errands
         self._take = take
         self._each = each
         self._spooled = spooled
+        self._lying = lying
         self._parts: dict[str, dict[str, ReturnedTensor]] = {}
         self._times: dict[str, Counter[str]] = {}
         self._taken: list[Returned] = []
@@ -302,7 +308,7 @@ class _Gathering:
         """
         shard = returned.shard
         try:
-            self._add(self._errands[shard], returned)
+            self._add(self._errands[shard], returned if self._lying else _apart(returned))
         except BaseException:
             self._drop(shard)
             raise
@@ -366,6 +372,15 @@ class _Gathering:
     def _drop(self, shard: str) -> None:
         close(self._parts.pop(shard, {}))
         self._times.pop(shard, None)
+
+
+def _apart(returned: Returned) -> Returned:
+    """`returned` with arrays in memory of their own."""
+    tensors: dict[str, ReturnedTensor] = {}
+    for name, tensor in returned.tensors.items():
+        if isinstance(tensor, np.ndarray) and (own := own_memory(tensor)) is not tensor:
+            tensors[name] = own
+    return replace(returned, tensors={**returned.tensors, **tensors}) if tensors else returned
 
 
 def misfit(name: str, tensor: ReturnedTensor, wanted: Wanted | None) -> str:

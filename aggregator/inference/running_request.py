@@ -202,7 +202,7 @@ class RunningRequest:
                     )
                 )
             outcome = await self._trips.make(
-                errands, self._left, take, believed=(), patient=False, spooled=True
+                errands, self._left, take, believed=(), patient=False, spooled=True, lying=True
             )
         finally:
             for digest in loans:

@@ -30,6 +30,9 @@ __all__ = ["DELIVERY_SECONDS", "ShapeReadiness"]
 
 DELIVERY_SECONDS = 3600.0
 """What bringing a model's weights to nodes may take."""
+BEGIN_QUIET, BEGIN_LATEST = 2.0, 60.0
+"""Seconds without a request after which what cuts other shapes is started, and those after which it is in any
+case: it takes half a second of a processor, which may be a node's as well."""
 
 
 class ShapeReadiness:
@@ -164,10 +167,21 @@ class ShapeReadiness:
             await asyncio.to_thread(into.rename, target)
 
     async def begin(self, deployed: Deployed) -> None:
-        """It serves: have ready what cuts it for other shapes, if there may be such."""
+        """It serves: have ready what cuts it for other shapes, if there may be such.
+
+        Not before it has been asked nothing for a while, so that no request shares a processor with that.
+        """
         assert deployed.planned is not None
         sizes = {size for one in deployed.planned.inputs for size in one.shape}
-        if not deployed.planned.whole and not all(map(str.isdigit, sizes)):
+        if deployed.planned.whole or all(map(str.isdigit, sizes)):
+            return
+        life, until = deployed.life, time.monotonic() + BEGIN_LATEST
+        while life.live and time.monotonic() < until:
+            ended = life.requests + life.failed
+            await asyncio.sleep(BEGIN_QUIET)
+            if not life.in_flight and life.requests + life.failed == ended:
+                break
+        if life.live:
             await self._cutters.begin(deployed.id, str(deployed.folder.model))
 
     async def end(self, deployed: Deployed) -> None:

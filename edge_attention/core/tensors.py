@@ -119,6 +119,14 @@ def _finite(array: Array) -> bool:
         return bool(np.isfinite(np.sum(array, dtype=np.float64)))
 
 
+def own_memory(array: Array) -> Array:
+    """`array` at an address that is aligned, in memory of its own: a copy of what lies in a message."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return array.copy() if isinstance(base, memoryview) else array
+
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _STORED = re.compile(r"(task|job|context|dataset)(/[A-Za-z0-9_.:-]+){1,7}/?")
 

@@ -180,7 +180,7 @@ class InferDemo:
         self.same_pairs &= self._pairs(result[OUTPUT]) == self._pairs(asked.expected)
         info = model.describe()
         if plan == "auto":
-            self.picked = info.plan_text
+            self.picked = info.notes[0] if info.notes else info.plan_text  # with its prediction
             self.considered = [
                 f"{one.plan}: {one.reason or f'{1000 * one.seconds:.0f} ms predicted'}"
                 for one in info.considered

@@ -53,8 +53,8 @@ class InferFigures:
         pairs: sentences found alike by the whole file, most alike first, with their cosine.
         right: how many of them mean the same.
         same_pairs: each deployment found the same ones.
-        picked: the planner's plan over all nodes, in words; `considered`: those that it did not take, with
-            what it says of them.
+        picked: the planner's plan over all nodes and what it predicted, in words; `considered`: those that
+            it did not take, with what it says of them.
     """
 
     whole_seconds: float

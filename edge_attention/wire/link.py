@@ -125,6 +125,13 @@ def _get_instructions(message: Any) -> tuple[Instruction, ...]:
 # Program's own, by its field's name: a Repeat's body is `body`, and is part of them.
 codec.named_field(Program, "instructions", _put_instructions, _get_instructions)
 
+
+def _put_slots(message: Any, value: bytes | tuple[bytes | memoryview, ...]) -> None:
+    message.slots = b"".join(value) if isinstance(value, tuple) else value
+
+
+codec.named_field(Call, "slots", _put_slots, lambda message: message.slots)
+
 from_node: Codec[FromNode] = ContributionCodec(
     FromNode,
     link_pb2.ConnectRequest,

@@ -160,7 +160,8 @@ def _written_call(c: Call, known: bool) -> bytes | None:
         if c.program:
             parts += (b"\x32", varint(len(c.program)), c.program)
         if c.slots:
-            parts += (b"\x3a", varint(len(c.slots)), c.slots)
+            pieces = c.slots if isinstance(c.slots, tuple) else (c.slots,)
+            parts += (b"\x3a", varint(sum(map(len, pieces))), *pieces)
         if c.caller:
             _put_text(parts, b"\x52", c.caller)
         if c.prepared and not known:
@@ -216,7 +217,7 @@ def _read_contribution(data: bytes, end: int) -> Contribution:
         number, at = read_varint(data, at + 1)
         if number >> 32:
             raise LookupError
-    tensors, at = _read_tensors(data, at, end)
+    tensors, at = _read_tensors(data, at, end, lying=True)
     if data[at] == 0x40:
         if data[at + 1] != 1:
             raise LookupError
@@ -359,7 +360,8 @@ def _header(name: str, dtype: Any, shape: tuple[int, ...], encoding: Encoding) -
     return b"\x32" + varint(len(inner) + size) + inner
 
 
-def _read_tensors(data: bytes, at: int, end: int) -> tuple[dict[str, Array], int]:
+def _read_tensors(data: bytes, at: int, end: int, lying: bool = False) -> tuple[dict[str, Array], int]:
+    """The tensors, and where the next field begins; `lying`: large ones as they lie in the message."""
     tensors: dict[str, Array] = {}
     while data[at] == 0x32 and at < end:
         if len(tensors) == _TENSORS:
@@ -375,7 +377,8 @@ def _read_tensors(data: bytes, at: int, end: int) -> tuple[dict[str, Array], int
         if last > end or name in tensors:
             raise LookupError
         # A copy, at an address that is aligned; ONNX Runtime computes on it as it is.
-        array = np.frombuffer(data[at:last], dtype).reshape(shape)
+        whole = memoryview(data) if lying and size >= VIEWED else data
+        array = np.frombuffer(whole[at:last], dtype).reshape(shape)
         tensors[name] = array if how is Encoding.RAW else from_wire(array, how)
         at = last
     return tensors, at

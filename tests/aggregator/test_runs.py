@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import threading
 import time
 import weakref
 from dataclasses import replace
@@ -97,18 +98,22 @@ def test_a_stop_keeps_what_was_committed_and_agrees_with_the_store():
 def test_a_stop_in_the_middle_of_a_commit_knows_the_version_it_committed(monkeypatch):
     async def scenario(house):
         run, _ = await started(house, rounds=1000)
-        loop, committing = asyncio.get_running_loop(), asyncio.Event()
+        loop, committing, asked = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
         commit = house.parameters.commit
 
         def slow(*given):
             if given[1] == 3:
                 loop.call_soon_threadsafe(committing.set)
-                time.sleep(0.2)
+                asked.wait(180)
             commit(*given)
 
         monkeypatch.setattr(house.parameters, "commit", slow)
         await committing.wait()
-        return run, await house.runs.stop(run)
+        task = house.runs._active[run].task
+        stopping = asyncio.create_task(house.runs.stop(run))
+        await until(task.cancelling)
+        asked.set()
+        return run, await stopping
 
     with House() as house:
         run, info = asyncio.run(scenario(house))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_attention.core.errors import InvalidArgument, InvalidTensor
-from edge_attention.core.tensors import DataType, require, require_name, require_stored
+from edge_attention.core.tensors import DataType, own_memory, require, require_name, require_stored
 
 
 @given(
@@ -111,3 +111,14 @@ def test_stored_names_that_are_none(name):
     with pytest.raises(InvalidArgument) as caught:
         require_stored(name)
     assert len(caught.value.message) < 300
+
+
+def test_what_lies_in_a_message_is_copied_to_memory_of_its_own_and_nothing_else_is():
+    whole = b"x" + np.arange(6, dtype=np.float32).tobytes()
+    lying = np.frombuffer(memoryview(whole)[1:], np.float32).reshape(2, 3)
+    own = own_memory(lying[1:])
+    assert own.flags.aligned
+    assert not np.shares_memory(own, lying)
+    np.testing.assert_array_equal(own, [[3, 4, 5]])
+    for array in (own, own[:, 1:], np.frombuffer(whole[1:], np.float32)):
+        assert own_memory(array) is array

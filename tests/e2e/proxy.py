@@ -6,7 +6,7 @@
         proxy.set_mode(Slow(100_000), "down")        # bytes a second, from the target
         proxy.set_mode(Pass())                       # both ways, as at the start
         proxy.cut()                                  # every connection ends now, with a reset
-        proxy.flipped, proxy.carried, proxy.connections   # what it has done so far
+        proxy.flipped, proxy.carried, proxy.swallowed, proxy.connections   # what it has done so far
 
 A mode holds for connections that are open and for those to come, until it is set again:
 
@@ -117,6 +117,8 @@ class Proxy:
         self._changed = asyncio.Event()  # set, and made anew, whenever the mode is
         self.carried = {"up": 0, "down": 0}
         """Bytes given on, by direction."""
+        self.swallowed = {"up": 0, "down": 0}
+        """Bytes that came and went nowhere, by direction."""
         self.flipped = {"up": 0, "down": 0}
         """Bits flipped, by direction."""
         self.connections = 0
@@ -244,6 +246,7 @@ class Proxy:
                     wanted = isinstance(mode, Flip) and mode.messages
                     spans = messages.spans(data, mode.least if isinstance(mode, Flip) else 0)
                     if link.dead or isinstance(mode, Blackhole):
+                        self.swallowed[way] += len(data)
                         continue
                     if isinstance(mode, Flip):
                         data = self._flip(way, mode, data, spans if wanted else [(0, len(data))])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import small_graphs
@@ -242,3 +244,41 @@ def test_the_kind_is_found_anew_where_what_is_stored_has_changed():
     layouts["job/j/w"] = None  # private now
     assert direct.kind(2, layouts.get, find) == 2
     assert direct.kind(2, None, find) == 2, "the store says that nothing has changed: nothing is looked at"
+
+
+def test_what_a_large_call_brings_lies_in_its_message_and_a_graph_in_this_process_gets_it_aligned():
+    shape = (10_000, 2)
+    x = np.arange(20_000, dtype=np.float32).reshape(shape)
+    steps = Run(DOUBLED, {"x": Stored("task/x")}, {"y": "task/y"}), Return("task/y", "y")
+    box = Box(*steps, slots=(Slot("task/x", DataType.FLOAT32, shape),))
+    message = memoryview(b"x" + x.tobytes())[1:]
+    box.call = replace(box.call, slots=message)
+    lying = box.prepared.tensors(box.call, True)["task/x"]
+    assert np.shares_memory(lying, np.frombuffer(message, np.uint8))
+    assert not lying.flags.aligned
+    assert box.prepared.tensors(box.call)["task/x"].flags.aligned
+    given = []
+    graph = box.graphs[DOUBLED]
+    box.graphs[DOUBLED] = Watched(graph, given)
+    wanted = [plain(message) for message in box.execution().contributions()]
+    task = DirectCall(
+        box.call, box.prepared.direct, {"task/x": lying}, box.graphs, box.store, box.stop, box.execution
+    )
+    assert [plain(message) for message in task.contributions()] == wanted
+    assert wanted[-1][2] is None
+    assert all(array.flags.aligned for array in given)
+    assert len(given) == 2
+
+
+class Watched:
+    """A graph, and what it is given."""
+
+    def __init__(self, graph, given):
+        self.graph, self.given = graph, given
+
+    def __getattr__(self, name):
+        return getattr(self.graph, name)
+
+    def run(self, feeds, *rest):
+        self.given += feeds.values()
+        return self.graph.run(feeds, *rest)

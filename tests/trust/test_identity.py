@@ -24,7 +24,7 @@ from edge_attention.core.errors import (
 from edge_attention.core.messages.trust import Issued
 from edge_attention.trust import keeper as keepers
 from edge_attention.trust.authorities import read_authorities
-from edge_attention.trust.certificates import der, key_pem, new_key, pem, pin
+from edge_attention.trust.certificates import der, ends, key_pem, new_key, pem, pin
 from edge_attention.trust.dial import Dial
 from edge_attention.trust.identity import IdentityFolder
 from edge_attention.trust.keeper import Keeper
@@ -183,13 +183,14 @@ class Ends:
 
 @pytest.fixture
 def short(monkeypatch):
-    """Tries that follow each other at once."""
+    """A certificate that ends within the hour is due at once; tries follow each other at once."""
+    monkeypatch.setattr(keepers, "issued", lambda certificate: ends(certificate) - 3600)
     monkeypatch.setattr("edge_attention.trust.renewal.BACKOFF", (0.01, 0.02))
 
 
 def test_a_keeper_renews_tries_again_and_enrols_when_all_is_late(tmp_path, short):
     seen = Ends()
-    old = make(tmp_path, life=timedelta(seconds=2))  # of whole seconds: one of one may be over at once
+    old = make(tmp_path, life=timedelta(seconds=3))
     new = make(tmp_path, life=timedelta(days=1))
 
     def renew(identity):
@@ -222,7 +223,7 @@ def test_a_keeper_gives_up_when_it_is_revoked_and_asks_nobody_once_it_has_ended(
     time.sleep(0.3)
     assert asked == []
     keeper.close()
-    life = make(tmp_path, life=timedelta(seconds=1))
+    life = make(tmp_path, life=timedelta(minutes=10))
     keeper = Keeper(life, renew, None, asked.append)
     keeper._thread.join(180)
     assert asked == [life]

@@ -233,3 +233,28 @@ def test_large_ones_are_the_same_bytes_as_protobufs_and_come_back(transposed: bo
     assert bytes(link.to_node.decode(data).slots) == sent.tobytes()
     with pytest.raises(Damaged):
         link.to_node.decode(data[:100_000] + bytes([data[100_000] ^ 1]) + data[100_001:])
+
+
+def test_what_is_large_of_a_contribution_lies_in_its_message_and_what_is_small_does_not() -> None:
+    large, small = np.arange(60_000, dtype=np.float32), np.arange(6, dtype=np.float32)
+    tensors = {"large": large, "small": small, "half": Encoded(large, Encoding.FLOAT16)}
+    data = link.from_node.encode(Contribution("1.0.1", "s", range(0, 2), 0, 0, tensors, final=True))
+    found = link.from_node.decode(data).tensors
+    within = np.frombuffer(data, np.uint8)
+    assert {name: np.shares_memory(array, within) for name, array in found.items()} == {
+        "large": True, "small": False, "half": False,
+    }  # fmt: skip
+    np.testing.assert_array_equal(found["large"], large)
+    assert not found["large"].flags.writeable
+
+
+def test_slots_in_pieces_are_the_same_bytes_as_in_one() -> None:
+    first, second = np.arange(60_000, dtype=np.float32), np.arange(5, dtype=np.int64)
+    pieces = (first.view(np.uint8).data, second.tobytes())
+    call = Call("1.0.1", "s", range(0, 2), program=b"p" * 32, slots=pieces, prepared=b"q")
+    whole = dataclasses.replace(call, slots=b"".join(pieces))
+    for known in (False, True):
+        codec = link.to_node
+        assert isinstance(codec, task_frames.ProgramCodec)
+        assert codec.encode_call(call, known) == codec.encode_call(whole, known)
+    assert TO_NODE.encode(call) == TO_NODE.encode(whole) == link.to_node.encode(call)

@@ -190,8 +190,9 @@ class Call:
     """One task for one node: a prepared program, known by `program`, the SHA-256 of its bytes.
 
     Attributes:
-        slots: the elements of its slots, one after the other. Of a large call that has come they are a view
-            of the message, so that they are copied once: `bytes(slots[a:b])`.
+        slots: the elements of its slots, one after the other; of a large call that is to be sent in pieces,
+            which are joined once, as it is written. Of a large one that has come they are a view of the
+            message.
         prepared: the program's bytes, where the node may not know it.
         bulk_tensors: tensors of this call that are too large for a message: in no slot.
     """
@@ -202,7 +203,7 @@ class Call:
     version: int = 0
     deadline_seconds: float | None = None
     program: bytes = b""
-    slots: bytes = b""
+    slots: bytes | tuple[bytes | memoryview, ...] = b""
     caller: str = ""
     prepared: bytes = b""
     bulk_tensors: tuple[BulkTensor, ...] = ()

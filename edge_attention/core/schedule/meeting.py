@@ -19,10 +19,10 @@ import numpy as np
 
 from edge_attention.core.errors import DuplicateContribution, InvalidTensor, NotFinite, NotFound
 from edge_attention.core.partial import Partial, merge
-from edge_attention.core.schedule.extents import WHOLE, Extent, extent_shape, place, take
+from edge_attention.core.schedule.extents import WHOLE, Extent, place, take
 from edge_attention.core.schedule.fold_plan import ExpectedPiece, FoldPlan, overlap
 from edge_attention.core.schedule.schedule import Boundary, Collective, Delivery, Schedule, TensorForm
-from edge_attention.core.tensors import Array
+from edge_attention.core.tensors import Array, own_memory
 
 __all__ = ["PAST_HALF", "Meetings", "require_form"]
 
@@ -48,6 +48,8 @@ class _Met:
     left_out: set[int] = field(default_factory=set)
     early: dict[int, tuple[Array, Array | None]] = field(default_factory=dict)
     """Pieces whose turn has not come: each with its lse, of a MERGE."""
+    apart: dict[int, Array] = field(default_factory=dict)
+    """Of a GATHER, pieces as they came: most are sent on so, and nobody needs all of it in one array."""
     turn: int = 0
     value: Array | None = None
     lse: Array | None = None
@@ -62,10 +64,12 @@ class _Met:
     @property
     def nbytes(self) -> int:
         size = sum(array.nbytes for array in (self.value, self.lse) if array is not None)
+        size += sum(piece.nbytes for piece in self.apart.values())
         return size + sum(piece.nbytes for piece, _ in self.early.values())
 
     def begin(self) -> Array:
-        """What it is before anything has come."""
+        """What it is so far, in one array."""
+        apart = self.apart  # before `value` is: another thread may be putting it together, too
         if self.value is None:
             self.owned = True
             shape, dtype = self.spec.shape, self.spec.dtype
@@ -74,16 +78,26 @@ class _Met:
                 self.lse = np.full(shape[:-1], -np.inf, np.float32)
             elif self.collective is Collective.GATHER:
                 whole = not (self.bare or self.left_out)
-                self.value = np.empty(shape, dtype) if whole else np.zeros(shape, dtype)
+                value = np.empty(shape, dtype) if whole else np.zeros(shape, dtype)
+                for index, piece in apart.items():
+                    place(value, self.pieces[index].extent, piece)
+                self.value, self.apart = value, {}
             else:
                 self.value = _identity(self.spec, self.collective)
         return self.value
 
-    def gather(self, extent: Extent, piece: Array) -> None:
-        if extent == WHOLE:
+    def gather(self, index: int, piece: Array) -> None:
+        if self.pieces[index].extent == WHOLE:
             self.value = piece
         else:
-            place(self.begin(), extent, piece)
+            self.apart[index] = piece
+
+    def taken(self, extent: Extent) -> Array:
+        """What is in `extent` of it, once it is complete."""
+        for index, piece in self.apart.items():
+            if self.pieces[index].extent == extent:
+                return piece
+        return take(self.begin(), extent)
 
     def combine(self, extent: Extent, piece: Array, lse: Array | None) -> None:
         """Fold the next piece in."""
@@ -192,10 +206,6 @@ class Meetings:
             was = there.complete
             without = {i for i, piece in enumerate(pieces) if piece.part == part} - there.came
             there.left_out |= without
-            if there.collective is Collective.GATHER and there.value is not None:
-                for index in without:
-                    extent = pieces[index].extent
-                    there.gather(extent, np.zeros(extent_shape(there.spec.shape, extent), there.spec.dtype))
             self._fold(there)
             if there.complete and not was:
                 complete += self._both(name)
@@ -237,15 +247,15 @@ class Meetings:
         there = self._all.get(name) if self._plan.pieces.get(name) else self._known(name)
         if there is None or not there.complete or name in self._dropped:
             raise NotFound(f"boundary {delivery.boundary!r} is not there")
-        found = there.begin()
         if name != delivery.boundary:
+            there.begin()
             assert there.lse is not None
-            found = there.lse[..., None]
-        return take(found, delivery.extent)
+            return take(there.lse[..., None], delivery.extent)
+        return there.taken(delivery.extent)
 
     def whole(self, boundary: str) -> Array:
-        """All of a complete boundary. Raises as `take`."""
-        return self.take(Delivery(boundary))
+        """All of a complete boundary, aligned. Raises as `take`."""
+        return own_memory(self.take(Delivery(boundary)))
 
     def drop(self, boundary: str) -> int:
         """Forget a boundary, of an `out` its `lse`, too: it is not taken any more. Returns the bytes."""
@@ -274,6 +284,7 @@ class Meetings:
                 assert there.early.keys() == waiting, f"{name}: what waits is not what came early"
             else:
                 assert not there.early, f"{name}: a piece with a place of its own waits"
+                assert there.value is None or not there.apart, f"{name}: both in one array and apart"
             if there.complete and there.collective is not Collective.GATHER:
                 assert there.turn == len(there.pieces), f"{name}: complete, and not folded"
 
@@ -298,7 +309,7 @@ class Meetings:
         """Fold what has its turn now."""
         if there.collective is Collective.GATHER:
             for index in list(there.early):
-                there.gather(there.pieces[index].extent, there.early.pop(index)[0])
+                there.gather(index, there.early.pop(index)[0])
             return
         while there.turn in there.early or there.turn in there.left_out:
             if (came := there.early.pop(there.turn, None)) is not None:
@@ -355,7 +366,10 @@ def _checked(
         what = piece.output if out is None else piece.lse
         found = "nothing" if lse is None or out is None else f"{list(lse.shape)}"
         raise InvalidTensor(f"{what} came as {found}; partials are {list(shape)} and {[*shape[:-1], 1]}")
-    partial = Partial(out, lse[..., 0]).check(shape, f"{piece.output} and {piece.lse}")
+    # Several passes are made over them.
+    partial = Partial(own_memory(out), own_memory(lse)[..., 0]).check(
+        shape, f"{piece.output} and {piece.lse}"
+    )
     return partial.out, partial.lse
 
 

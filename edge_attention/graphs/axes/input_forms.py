@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 from onnx import GraphProto, helper
@@ -15,14 +16,17 @@ __all__ = ["MAX_SIZE", "input_forms", "size_said"]
 MAX_SIZE = 1 << 31
 """Of a dimension."""
 
+_NUMBER = re.compile(r"[0-9]{1,9}")
+
 
 def size_said(name: str, size: Callable[[str], int]) -> int:
     """The size of a dimension that is called so: of one that an exporter says is a sum, as optimum's
-    `past_sequence_length + sequence_length`, of its terms; `size` tells that of a plain name."""
+    `past_sequence_length + sequence_length`, of its terms; `size` tells that of a plain name, as
+    which digits count that are no size."""
     terms = [term.strip() for term in name.split("+")]
     if len(terms) < 2 or not all(terms):
         return size(name)
-    return sum(int(term) if term.isascii() and term.isdigit() else size(term) for term in terms)
+    return sum(int(term) if _NUMBER.fullmatch(term) else size(term) for term in terms)
 
 
 def input_forms(graph: GraphProto, dimensions: Mapping[str, int]) -> dict[str, TensorForm]:

@@ -117,6 +117,23 @@ def test_a_recipe_in_one_file():
     assert set(outcome.seconds) == set("abc")
 
 
+@pytest.mark.parametrize("lying", [False, True])
+def test_a_recipe_gets_arrays_as_they_lie_in_a_message_only_where_it_says_so(lying):
+    message = memoryview(b"x" + X.tobytes())[1:]
+    came = np.frombuffer(message, np.float32).reshape(2, 3)
+
+    async def scenario(house):
+        house.node("a", tamper=lambda one: replace(one, tensors={"x": came}))
+        taken, each = [], []
+        await house.trips.make([errand()], 5.0, taken.append, each=each.append, lying=lying)
+        return [one.array("x") for one in (*taken, *each)]
+
+    for found in run(scenario):
+        assert (found is came) == lying
+        assert found.flags.aligned != lying
+        np.testing.assert_array_equal(found, X)
+
+
 def test_a_node_that_dies_midway_has_another_asked_and_what_it_had_sent_is_forgotten():
     """The first holder returns a part and is lost; the second returns all of it."""
 

@@ -7,6 +7,7 @@ from aggregator.inference.model_inputs import feeds_of
 from edge_attention.cli.plan_command import sizes_by_name
 from edge_attention.core.messages.inference import ModelTensor
 from edge_attention.core.tensors import DataType
+from edge_attention.graphs.axes.input_forms import size_said
 
 PAST, SUM = "past_sequence_length", "past_sequence_length + sequence_length"
 SHAPES = {
@@ -42,3 +43,9 @@ def test_of_a_plan_that_the_command_line_makes() -> None:
         "sequence_length + 1": 65,
     }
     assert sizes_by_name(names, 2, 64, {SUM: 20})[SUM] == 20
+
+
+def test_digits_without_end_are_a_name() -> None:
+    """Python makes no number of more than 4,300 of them."""
+    digits = "1" * 5000
+    assert size_said(f"a + {digits}", {"a": 3, digits: 64}.__getitem__) == 67

@@ -124,6 +124,63 @@ def test_gathered_pieces_of_any_partition_are_the_whole(data):
         np.testing.assert_array_equal(meetings.take(Delivery("b", extent)), take(whole, extent))
 
 
+def unaligned(array):
+    """The same elements at an address that no float lies at, as in a message."""
+    data = memoryview(b"x" + array.tobytes())[1:]
+    found = np.frombuffer(data, array.dtype).reshape(array.shape)
+    assert not found.flags.aligned
+    return found
+
+
+def test_a_piece_is_sent_on_as_it_came_and_put_together_only_where_all_is_asked_for():
+    meetings = Meetings(halves())
+    came = [unaligned(np.float32([[0, 1], [2, 3]])), unaligned(np.float32([[4, 5], [6, 7]]))]
+    for part in (1, 0):
+        meetings.add(0, part, {"y": came[part]})
+    for extent, piece in zip(HALVES, came, strict=True):
+        assert meetings.take(Delivery("b", extent)) is piece
+    other = (AxisSpan(0, 1, 3, 4),)
+    np.testing.assert_array_equal(meetings.take(Delivery("b", other)), [[2, 3], [4, 5]])
+    assert meetings.whole("b").flags.aligned
+    np.testing.assert_array_equal(meetings.whole("b"), np.arange(8).reshape(4, 2))
+    np.testing.assert_array_equal(meetings.take(Delivery("b", HALVES[1])), came[1])
+    assert meetings.nbytes == 4 * math.prod(FORM.shape), "nothing is kept twice"
+    meetings.check()
+
+
+@pytest.mark.parametrize("collective", [GATHER, SUM, MIN, MAX, MERGE])
+def test_what_lies_in_a_message_folds_to_the_same_bits_and_comes_out_aligned(collective):
+    rng = np.random.default_rng(0)
+    extents = HALVES if collective is GATHER else (WHOLE, WHOLE)
+    boundaries = {"b": Boundary(FORM, collective, "l" if collective is MERGE else "")}
+    made = [[Contributed("y", "b", extent)] for extent in extents]
+    if collective is MERGE:
+        boundaries["l"] = Boundary(TensorForm("float32", (4, 1)), MERGE)
+        made = [[*ones, Contributed("z", "l")] for ones in made]
+    outputs = [
+        {
+            "y": rng.standard_normal(extent_shape(FORM.shape, extent), np.float32),
+            "z": rng.standard_normal((4, 1), np.float32),
+        }
+        for extent in extents
+    ]
+    found = []
+    for form in (unaligned, np.array):
+        meetings = Meetings(schedule(boundaries, made))
+        for part, ones in enumerate(outputs):
+            meetings.add(0, part, {name: form(array) for name, array in ones.items()})
+        found.append(meetings.whole("b"))
+        assert found[-1].flags.aligned
+    np.testing.assert_array_equal(*found)
+
+
+def test_all_of_what_one_part_gives_comes_out_aligned():
+    meetings = Meetings(schedule({"b": Boundary(FORM)}, [[Contributed("y", "b")]]))
+    meetings.add(0, 0, {"y": unaligned(np.float32(np.arange(8).reshape(4, 2)))})
+    assert meetings.whole("b").flags.aligned
+    np.testing.assert_array_equal(meetings.whole("b"), np.arange(8).reshape(4, 2))
+
+
 @given(st.data())
 def test_partials_merge_to_attention_over_all_keys_in_any_order_with_the_same_bits(data):
     heads, queries, dim = 2, data.draw(st.integers(1, 3)), 3

@@ -127,7 +127,7 @@ def test_a_generation_that_nobody_reads_ends_after_its_deadline(tmp_path, monkey
         said.append((code, details))
 
     call = SimpleNamespace(time_remaining=lambda: None, peer=lambda: "me", abort=abort)
-    request = GenerateRequest("small", PROMPT, max_tokens=100, deadline_seconds=0.2)
+    request = GenerateRequest("small", PROMPT, max_tokens=100, deadline_seconds=2.0)
 
     async def unread():
         async for _ in service.GenerationApi(generator).generate(request, call):
