@@ -182,7 +182,7 @@ def test_a_model_that_no_node_has_room_for_trains_over_three(fleet):
             split="layers",
             data={"tokens": inputs, "labels": inputs},
             optimizer=OptimizerSpec("sgd", {"lr": 0.1}),
-            rounds=3,
+            rounds=10_000,
             batch=16,  # all there are, in each step
             micro_batches=2,
             nodes=nodes,
@@ -196,8 +196,13 @@ def test_a_model_that_no_node_has_room_for_trains_over_three(fleet):
         ):
             client.train(large(("a",)))
         run = client.train(large(NODES))
-        losses = [one.loss for one in run]
-        assert losses[-1] < losses[0]
-        assert run.describe().state is RunState.FINISHED
-        for node in client.nodes():
-            assert 0 < node.memory < 17_000_000
+        losses, held = [], dict.fromkeys(NODES, 0)
+        for one in run:
+            losses.append(one.loss)
+            # Nodes say it once a second, and keep nothing when it is over.
+            held = {node.name: max(node.memory, held[node.name]) for node in client.nodes()}
+            if len(losses) >= 3 and all(held.values()):
+                break
+        assert losses[2] < losses[0]
+        assert run.stop().state is RunState.STOPPED
+        assert max(held.values()) < 17_000_000
