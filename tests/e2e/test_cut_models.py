@@ -130,10 +130,11 @@ def test_killed_nodes_cost_time_and_not_the_answer(tmp_path):
             return await asyncio.gather(*asking)
 
         answers = await while_it_runs(fleet.kill("b"))
-        assert {node for answer in answers for node in answer.sent} == {"a", "b", "c"}
+        assert {"a", "c"} <= {node for answer in answers for node in answer.sent}
         weights = sum(array.nbytes for array in cut.weights.values()) // 2
         before = fleet.sent("d") + fleet.sent("c")
         await while_it_runs(fleet.kill("a"))
+        await fleet.exact(cut)  # the others may all have been over before it went
         assert fleet.runner.holds("m")["s"][0] in (("c",), ("d",))
         assert fleet.sent("d") + fleet.sent("c") > before + weights, "part 0 is given to another"
 
