@@ -57,7 +57,7 @@ function shares(asked, state) {
 
 export function tiles({ state, at }) {
   const contexts = Object.values(state.contexts);
-  const tokens = contexts.reduce((sum, context) => sum + context.tokens, 0);
+  const tokens = contexts.reduce((sum, context) => sum + context.stored, 0);
   const sum = totals(state, at);
   return [
     ["Tokens", count(tokens), `in ${plural(contexts.length, "context")}`],
@@ -193,7 +193,7 @@ function map(name, context, state) {
   return h("article", { class: "card", key: name, "data-context": name },
     h("div", { class: "head" }, h("h3", {}, linked("context", name)),
       h("span", { class: "soft small" },
-        `${plural(context.tokens, "token")} · ${bytes(context.bytes)} · ${context.heads[0]} query heads over ${context.heads[1]} · ${copies}`)),
+        `${plural(context.stored, "token")} · ${bytes(context.bytes)} · ${context.heads[0]} query heads over ${context.heads[1]} · ${copies}`)),
     context.tokens === 0 ? h("p", { class: "soft" }, "Nothing in it yet.") : [
       h("div", { class: "bars" },
         holders.map((node) => {

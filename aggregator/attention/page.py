@@ -109,6 +109,7 @@ def _context(context: StoredContext, described: Context) -> dict[str, Any]:
     count: dict[str, int] = {}
     away: list[range] = []
     gap = described.tokens // RANGES
+    stored_tokens = sum(segment.count for segment in described.segments)  # fewer than positions, if trimmed
     for segment, stored in zip(described.segments, context.segments, strict=True):
         parts = stored.positions.coarse(gap)
         for name in segment.holders:
@@ -121,7 +122,8 @@ def _context(context: StoredContext, described: Context) -> dict[str, Any]:
         "heads": [spec.query_heads, spec.key_heads],
         "dims": [spec.key_dim, spec.value_dim],
         "replicas": spec.replicas,
-        "bytes": described.tokens * spec.token_bytes,
+        "stored": stored_tokens,
+        "bytes": stored_tokens * spec.token_bytes,
         "segments": len(described.segments),
         "holders": {name: ranges(parts, described.tokens) for name, parts in held.items()},
         "held": count,

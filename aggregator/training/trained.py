@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from aggregator.fleet.columns import ALL, TableView
 from aggregator.store.state import RunRow
 from aggregator.training.active import Job
 from aggregator.training.federated.export import ExportRequest, export
@@ -16,6 +19,7 @@ from aggregator.training.fusion.predict import predict
 from aggregator.training.services import Services
 from aggregator.training.split.plan import SplitPlan
 from edge_attention.core.errors import FailedPrecondition
+from edge_attention.core.messages.table import InputColumns
 from edge_attention.core.messages.training import (
     FederatedJob,
     FusionJob,
@@ -77,7 +81,8 @@ async def written_model(
         path = await write_model(await _fusion_request(row, job, version, services), folder)
     else:
         path = await _written(row, job, version, services, folder)
-    return WrittenModel(version, path, _reads(job))
+    zeroth = await asyncio.to_thread(services.state.record, row.id, 0)
+    return WrittenModel(version, path, tuple(_named(reads, zeroth or {}) for reads in _reads(job)))
 
 
 def _reads(job: Job) -> tuple[RowsRead, ...]:
@@ -86,6 +91,25 @@ def _reads(job: Job) -> tuple[RowsRead, ...]:
         encoders = (RowsRead(each.node, each.inputs, each.table) for each in job.encoders)
         return (*encoders, RowsRead("", job.head.inputs, job.head.table))
     return (RowsRead("", job.model.inputs, job.table),)
+
+
+def _named(reads: RowsRead, zeroth: Mapping[str, Any]) -> RowsRead:
+    """With the names of the columns in the place of `*`, which were found on the nodes as the run began.
+
+    `zeroth`: its record 0, which has a view of all inputs (federated), or several: a part's by its node, and
+    where the model is cut each input's.
+    """
+    several = zeroth.get("views") or next((one.get("views") for one in zeroth.get("groups", ())), None) or {}
+    lists = dict(reads.table.inputs)
+    for name in dict.fromkeys((*reads.inputs, *lists)):
+        view = zeroth.get("view") or several.get(reads.node) or several.get(name)
+        said = lists[name].columns if name in lists else (reads.inputs[name],)
+        if ALL in said and view and name in view["tensors"]:
+            columns = TableView.from_json(view).tensors[name].columns
+            lists[name] = InputColumns(
+                tuple(f"{one.dataset}:{one.name}" if one.dataset else one.name for one in columns)
+            )
+    return replace(reads, table=replace(reads.table, inputs=lists))
 
 
 async def _written(

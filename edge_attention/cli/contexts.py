@@ -38,7 +38,7 @@ def contexts(ctx: click.Context, as_json: bool) -> None:
             (
                 (
                     c.spec.name,
-                    c.tokens,
+                    _count(c.info),
                     c.spec.query_heads,
                     c.spec.key_heads,
                     c.spec.key_dim,
@@ -280,9 +280,10 @@ def drop(address: str, name: str, as_json: bool) -> None:
 
 
 def _print_context(context: Context) -> None:
-    spec = context.spec
+    spec, stored = context.spec, _count(context)
+    gaps = f" (some are trimmed: positions go to {context.tokens - 1:,})" if stored < context.tokens else ""
     say(
-        f"{spec.name}: {context.tokens:,} tokens; {spec.query_heads} query heads, {spec.key_heads} key "
+        f"{spec.name}: {stored:,} tokens{gaps}; {spec.query_heads} query heads, {spec.key_heads} key "
         f"heads, key dim {spec.key_dim}, value dim {spec.value_dim}, {spec.token_bytes:,} bytes a token, "
         f"replicas {spec.replicas}"
     )

@@ -161,8 +161,8 @@ def read_context(file: Path) -> ContextFile:
             data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise InvalidArgument(f"{file} cannot be read: {error.strerror}") from None
-    except ValueError as error:  # an empty file cannot be mapped
-        raise InvalidArgument(f"{file} cannot be read: {error}") from None
+    except ValueError:  # an empty file cannot be mapped
+        raise InvalidArgument(f"{file} is empty, and no exported context; {_REMEDY}") from None
     try:
         arrays = read_safetensors(data, str(file))
     except DataLoss as error:

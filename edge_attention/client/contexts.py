@@ -453,7 +453,9 @@ class AsyncContext:
                 f"positions is {values_of.said(positions)}; give consecutive ones, as range(0, 1000)"
             )
         if positions.stop > MAX_POSITION:
-            raise InvalidArgument(f"positions is {positions}; no context has one past {MAX_POSITION:,}")
+            raise InvalidArgument(
+                f"positions end with {positions.stop - 1:,}; no context has one past {MAX_POSITION:,}"
+            )
         seconds = self._connection.seconds(timeout)
         request = wire.TrimContextRequest(self.name, positions)
         reply = await self._connection.caller.unary(services.TRIM_CONTEXT, request, seconds)

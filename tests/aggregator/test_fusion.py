@@ -149,7 +149,7 @@ def misshapen(contribution):
 @pytest.mark.parametrize(
     ("tamper", "said"),
     [
-        (poisoned, "node 'b': it returned a dq that is not finite"),
+        (poisoned, "node 'b': what it returned as dq is not finite"),
         (short, "did not return lse"),
         (misshapen, "ids"),
     ],

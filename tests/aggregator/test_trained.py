@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +20,8 @@ from onnx import numpy_helper
 from planned_here import planned_here as planned_here
 
 from aggregator.bounds.bounds import PREDICTED_SAMPLES
+from aggregator.fleet.columns import TableView
+from aggregator.training import trained as trained_files
 from aggregator.training.fusion import recipe
 from aggregator.training.fusion.predict import _matched
 from aggregator.training.service import TrainingApi
@@ -32,9 +35,11 @@ from edge_attention.core.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from edge_attention.core.messages.training import GetModelRequest, MissingSamples, PredictRequest
+from edge_attention.core.messages.table import ColumnRead, InputColumns, TableSpec, TensorRead
+from edge_attention.core.messages.training import GetModelRequest, MissingSamples, PredictRequest, RowsRead
+from edge_attention.core.tensors import DataType
 from edge_attention.jobs.job import Head
-from edge_attention.jobs.row_reads import reads_of
+from edge_attention.jobs.row_reads import columns_of, differences, reads_of
 
 
 def trained(ask, few=None, **changed):
@@ -76,6 +81,32 @@ def test_the_model_says_how_rows_become_its_inputs():
     reads = reads_of(small_job.said())
     assert trained(ask) == reads
     assert [each.node for each in reads] == ["a", "b", ""]
+
+
+@pytest.mark.parametrize("how", ["view", "views by node", "views by input", "groups"])
+def test_all_columns_are_named_as_the_run_found_them(how):
+    """Whoever hands in rows of a file has no node that says which they are."""
+    found = (ColumnRead("größe", of_all=True), ColumnRead("b", "other"))
+    view = TableView("rows", {"x": TensorRead("", DataType.FLOAT32, found, True)})
+    told = json.loads(json.dumps(view.to_json()))
+    node = "north" if how == "views by node" else ""
+    zeroth = {
+        "view": {"view": told},
+        "views by node": {"views": {"north": told}},
+        "views by input": {"views": {"x": told}},
+        "groups": {"groups": [{"views": {"x": told}}, {}]},
+    }[how]
+    single = RowsRead(node, {"x": "*", "labels": "y"})
+    listed = RowsRead(node, {"x": "*, other:b"}, TableSpec({"x": InputColumns(("*", "other:b"))}))
+    for reads in (single, listed):
+        named = trained_files._named(reads, zeroth)
+        assert columns_of(named, "x") == ("größe", "other:b")
+        assert columns_of(named, "labels") == columns_of(reads, "labels")
+        # The file that the run was trained by does not name them.
+        assert differences([reads], [named]) == []
+        assert trained_files._named(reads, {}) == reads, "a run of an earlier release has not said"
+    other = RowsRead(node, {}, TableSpec({"x": InputColumns(("*", "c"))}))
+    assert differences([other], [trained_files._named(single, zeroth)])
 
 
 def one_machine(parameters, feeds, count):

@@ -396,7 +396,7 @@ class FusionRounds:
             tensors = {name: answer.array(name) for name in answer.tensors}
             for name, array in tensors.items():
                 if array.dtype == np.float32 and name != "lse" and not np.isfinite(array).all():
-                    raise NotFinite(f"it returned a {name} that is not finite")
+                    raise NotFinite(f"what it returned as {name} is not finite")
             on(by_shard[answer.shard], tensors)
 
         outcome = await self._trips.make(errands, self._patience, take, version=version, say=self._say)
