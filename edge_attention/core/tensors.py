@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,12 +120,17 @@ def _finite(array: Array) -> bool:
         return bool(np.isfinite(np.sum(array, dtype=np.float64)))
 
 
-def own_memory(array: Array) -> Array:
-    """`array` at an address that is aligned, in memory of its own: a copy of what lies in a message."""
+def own_memory(array: Array, share: float = math.inf) -> Array:
+    """`array` at an address that is aligned, in memory of its own: a copy of what lies in a message.
+
+    `share`: what is so much of its message, or more, is left there, and keeps all of it.
+    """
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
-    return array.copy() if isinstance(base, memoryview) else array
+    if not isinstance(base, memoryview) or array.nbytes >= share * memoryview(base.obj).nbytes:
+        return array
+    return array.copy()
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

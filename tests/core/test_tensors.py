@@ -122,3 +122,10 @@ def test_what_lies_in_a_message_is_copied_to_memory_of_its_own_and_nothing_else_
     np.testing.assert_array_equal(own, [[3, 4, 5]])
     for array in (own, own[:, 1:], np.frombuffer(whole[1:], np.float32)):
         assert own_memory(array) is array
+
+
+def test_what_is_enough_of_its_message_is_left_there():
+    message = memoryview(bytes(400))
+    for floats, share, left in ((50, 0.5, True), (50, 0.51, False), (100, 1.0, True), (100, 2.0, False)):
+        lying = np.frombuffer(message[: 4 * floats], np.float32)
+        assert (own_memory(lying, share) is lying) == left

@@ -28,6 +28,9 @@ __all__ = ["PAST_HALF", "Meetings", "require_form"]
 
 PAST_HALF = "a number is past float16, in which it was to travel: deploy the model without halves"
 
+OF_MESSAGE = 0.25
+"""A piece that is less of its message is copied: kept alone it would keep the rest, which nobody counts."""
+
 _UFUNC: Mapping[Collective, np.ufunc] = {
     Collective.SUM: np.add,
     Collective.MIN: np.minimum,
@@ -360,7 +363,7 @@ def _checked(
         assert array is not None
         if boundary.rounded and _largest_half(array) == _HALF_INF:
             raise NotFinite(f"{piece.output}: {PAST_HALF}")
-        return array, None
+        return own_memory(array, OF_MESSAGE), None
     out, lse = outputs.get(piece.output), outputs.get(piece.lse)
     if out is None or lse is None or lse.shape != (*shape[:-1], 1):
         what = piece.output if out is None else piece.lse

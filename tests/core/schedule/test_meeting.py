@@ -174,6 +174,18 @@ def test_what_lies_in_a_message_folds_to_the_same_bits_and_comes_out_aligned(col
     np.testing.assert_array_equal(*found)
 
 
+@pytest.mark.parametrize(("rest", "left"), [(0, True), (48, True), (49, False)])
+def test_a_piece_keeps_its_message_only_where_it_is_a_good_part_of_it(rest, left):
+    """A piece of 16 bytes may be kept for long, and is counted as 16 bytes."""
+    message = memoryview(bytes(16 + rest))
+    came = np.frombuffer(message[:16], np.float32).reshape(2, 2)
+    meetings = Meetings(halves())
+    for part in (0, 1):
+        meetings.add(0, part, {"y": came})
+    assert (meetings.take(Delivery("b", HALVES[0])) is came) == left
+    np.testing.assert_array_equal(meetings.whole("b"), np.zeros((4, 2)))
+
+
 def test_all_of_what_one_part_gives_comes_out_aligned():
     meetings = Meetings(schedule({"b": Boundary(FORM)}, [[Contributed("y", "b")]]))
     meetings.add(0, 0, {"y": unaligned(np.float32(np.arange(8).reshape(4, 2)))})
