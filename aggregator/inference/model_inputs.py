@@ -13,7 +13,7 @@ from edge_attention.core.errors import InvalidArgument, InvalidGraph
 from edge_attention.core.messages.inference import ANY_RANK, ModelTensor
 from edge_attention.core.schedule.schedule import TensorForm
 from edge_attention.core.tensors import DataType
-from edge_attention.graphs.axes.input_forms import size_said
+from edge_attention.graphs.axes.input_forms import batch_names, size_said
 from edge_attention.graphs.axes.model_reading import OpenModel
 
 __all__ = ["OTHERS", "feeds_of", "tensors_of"]
@@ -48,7 +48,7 @@ def feeds_of(inputs: Sequence[ModelTensor], request: CutRequest, others: int) ->
     """
     if request.shapes:
         return {one.name: TensorForm(one.data_type.value, tuple(request.shapes[one.name])) for one in inputs}
-    first = {one.shape[0] for one in inputs if one.shape}
+    batches = batch_names([one.shape for one in inputs])
     known = {name for one in inputs for name in one.shape} | {
         f"{one.name}.{axis}" for one in inputs for axis in range(len(one.shape))
     }
@@ -69,11 +69,11 @@ def feeds_of(inputs: Sequence[ModelTensor], request: CutRequest, others: int) ->
         said = request.dimensions.get(name) if own is None and name != "?" else own
         if said is not None:
             return said
-        if axis == 0:
+        if axis == 0 and (name == "?" or name in batches):
             return FIRST
 
         def plain(name: str) -> int:
-            return request.dimensions.get(name, FIRST if name != "?" and name in first else others)
+            return request.dimensions.get(name, FIRST if name in batches else others)
 
         return size_said(name, plain)
 

@@ -21,7 +21,7 @@ from edge_attention.core.schedule.plan import Crossing
 from edge_attention.core.schedule.saved_plan import dumps_plan
 from edge_attention.graphs.axes.annotation import annotate
 from edge_attention.graphs.axes.cut import analyse
-from edge_attention.graphs.axes.input_forms import size_said
+from edge_attention.graphs.axes.input_forms import batch_names, size_said
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.axes.planning import plan_model, reference_slowness
@@ -160,20 +160,22 @@ def _inputs(opened: OpenModel) -> Mapping[str, Sequence[str]]:
 def sizes_by_name(
     inputs: Mapping[str, Sequence[str]], batch: int, length: int, given: Mapping[str, int]
 ) -> dict[str, int]:
-    """Sizes of the dimensions that inputs leave open: as given, else the first of an input is its batch, and
-    all others are lengths.
+    """Sizes of the dimensions that inputs leave open: as given, else the first of an input is its batch, if
+    it is not called as tokens are, and all others are lengths.
 
     Raises:
         InvalidArgument: one is given that the model has not.
     """
     found: dict[str, int] = {}
     sums: list[str] = []
-    for dims in inputs.values():
+    batches = batch_names(inputs.values())
+    for one, dims in inputs.items():
         for axis, name in enumerate(dims):
             if "+" in name and name not in given and axis:
                 sums.append(name)
             elif name:
-                found.setdefault(name, given.get(name, length if axis else batch))
+                first = name in batches or name == f"{one}.0"
+                found.setdefault(name, given.get(name, batch if first else length))
     for name in sums:  # of others, as an exporter calls it
         found[name] = size_said(name, lambda term: given.get(term, found.get(term, length)))
     if unknown := sorted(given.keys() - found.keys()):

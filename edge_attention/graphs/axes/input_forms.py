@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from onnx import GraphProto, helper
 
@@ -11,12 +11,28 @@ from edge_attention.core.errors import InvalidArgument, InvalidGraph
 from edge_attention.core.schedule.schedule import TensorForm
 from edge_attention.graphs.axes.infer import form_of
 
-__all__ = ["MAX_SIZE", "input_forms", "size_said"]
+__all__ = ["MAX_SIZE", "batch_names", "input_forms", "size_said"]
 
 MAX_SIZE = 1 << 31
 """Of a dimension."""
 
 _NUMBER = re.compile(r"[0-9]{1,9}")
+_TOKENS = re.compile(r"seq|tok|len|time|frame|word|node|^[tsl]$", re.IGNORECASE)
+_BATCH = re.compile(r"batch|^(b|n|bs|bsz)$", re.IGNORECASE)
+"""What dimensions of tokens, and of batches, are called."""
+_UNNAMED = re.compile(r"^\?$|^-?\d*$|\.\d+$")
+
+
+def batch_names(shapes: Iterable[Sequence[str]]) -> frozenset[str]:
+    """Names of dimensions that are of a batch: the first of each input, but for those that are called as
+    tokens are, or that an input has twice; the second, where the first are tokens."""
+    shapes = [shape for shape in shapes if shape]
+    twice = {name for shape in shapes for name in shape if list(shape).count(name) > 1}
+    unnamed = {shape[0] for shape in shapes if _UNNAMED.search(shape[0])}
+    first = {shape[0] for shape in shapes} - twice - unnamed
+    tokens = {name for name in first if _TOKENS.search(name) and not _BATCH.search(name)}
+    second = {shape[1] for shape in shapes if len(shape) > 1 and shape[0] in tokens}
+    return frozenset((first - tokens) | {name for name in second if _BATCH.search(name)})
 
 
 def size_said(name: str, size: Callable[[str], int]) -> int:

@@ -69,6 +69,15 @@ def test_what_does_not_fit_is_refused(one, error, words):
         feeds(IDS).take(one)
 
 
+def test_a_past_that_has_not_begun_is_empty():
+    past = ModelTensor("past_key_values.0.key", DataType.FLOAT32, ("batch", "4", "past", "8"))
+    taken = feeds(past)
+    taken.take(piece(np.zeros((2, 4, 0, 8), np.float32), past.name))
+    assert taken.arrays()[past.name].shape == (2, 4, 0, 8)
+    with pytest.raises(InvalidArgument, match="empty"):
+        feeds(past).take(piece(np.zeros((0, 4, 3, 8), np.float32), past.name))
+
+
 def test_a_fixed_size_is_the_models():
     with pytest.raises(InvalidTensor, match=r"\[2, 4\]; the model wants float32 \[\?, 3\]"):
         feeds(IMAGE).take(piece(np.zeros((2, 4), np.float32), "image"))

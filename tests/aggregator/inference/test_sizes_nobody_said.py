@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from aggregator.inference.cut_request import CutRequest
 from aggregator.inference.model_inputs import feeds_of
 from edge_attention.cli.plan_command import sizes_by_name
@@ -49,3 +51,23 @@ def test_digits_without_end_are_a_name() -> None:
     """Python makes no number of more than 4,300 of them."""
     digits = "1" * 5000
     assert size_said(f"a + {digits}", {"a": 3, digits: 64}.__getitem__) == 67
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [
+        (("batch_size", "sequence", "32"), (1, 64, 32)),
+        (("N", "T", "32"), (1, 64, 32)),
+        (("seq_len", "batch", "32"), (64, 1, 32)),  # as PyTorch's own nn.Transformer has them
+        (("T", "B", "32"), (64, 1, 32)),
+        (("num_tokens", "32"), (64, 32)),  # no batch at all
+        (("?", "?", "32"), (1, 64, 32)),
+        (("nodes", "nodes"), (64, 64)),
+        (("n", "n"), (64, 64)),
+        (("batch", "3", "height", "width"), (1, 3, 64, 64)),
+        (("batch_sequences", "32"), (1, 32)),
+    ],
+)
+def test_what_comes_first_may_be_tokens(shape: tuple[str, ...], wanted: tuple[int, ...]) -> None:
+    inputs = [ModelTensor("x", DataType.FLOAT32, shape)]
+    assert feeds_of(inputs, CutRequest("m.onnx", "into"), 64)["x"].shape == wanted
