@@ -42,7 +42,9 @@ Example:
     help="For development alone: what a program brings a release of may leave, of all --data. Said loudly.",
 )
 @click.option(
-    "--state", type=click.Path(file_okay=False, path_type=Path), help="Folder for what survives a restart."
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for what survives a restart: the aggregator's, and in nodes/NAME each node's.",
 )
 @json_option
 def up(
@@ -65,7 +67,9 @@ def up(
             for name in names:
                 if stop.asked:
                     return
-                own = ("--allow-own-data",) if allow_own_data else ()
+                own = [*(["--allow-own-data"] if allow_own_data else [])]
+                if state is not None:  # its tokens, and by what it is told whether its data is the same
+                    own += ["--store", str(state / "nodes" / name)]
                 fleet.start_node(name, *own, data=datasets[name], allow_release=allow_release, wait=False)
             for name in names:
                 if not stop.asked:

@@ -121,6 +121,19 @@ def test_up_stops_all_and_exits_zero(number):
     assert all(gone(child["pid"]) for child in told["children"])
 
 
+def test_with_a_state_nodes_keep_theirs_too(tmp_path):
+    process = up("--nodes", "2", "--state", str(tmp_path / "kept"), "--json")
+    told = json.loads(process.stdout.readline())
+    given = {
+        child["name"]: Path(f"/proc/{child['pid']}/cmdline").read_text().split("\0")
+        for child in told["children"]
+    }
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    stores = {name: words[words.index("--store") + 1] for name, words in given.items() if "--store" in words}
+    assert stores == {name: str(tmp_path / "kept" / "nodes" / name) for name in ("node-1", "node-2")}
+
+
 def test_a_signal_at_any_moment_of_a_wait_is_only_noted():
     """With a threading.Event this ends in a deadlock."""
     code = (
