@@ -63,11 +63,13 @@ class Begun:
     Attributes:
         flight: that would begin so, but for its token.
         meetings: what came of the step.
+        places: where its rows are.
     """
 
     flight: Flight
     token: int
     meetings: Meetings
+    places: KnownPlaces
 
     def is_of(self, flight: Flight) -> bool:
         """Whether `flight`, the next one in the same lane, begins so."""
@@ -89,11 +91,13 @@ class Beginning:
         self._tokens: set[int] = set()
         self._wrong = False
         self._places: KnownPlaces = {}
+        self._feeds: Mapping[str, Array] | None = None
 
     def inline(self, share: CallShare, form: DecoderForm, dtypes: Mapping[str, str]) -> dict[str, Array]:
         """What is in the slots of a share that is ahead."""
-        feeds = row_inputs(self._flight, form, dtypes)
-        return share.inline(self._flight, form, feeds, self._meetings, self._places)
+        if self._feeds is None:
+            self._feeds = row_inputs(self._flight, form, dtypes)
+        return share.inline(self._flight, form, self._feeds, self._meetings, self._places)
 
     def take(self, call: FlightCall, answer: Returned) -> None:
         """What a node has returned. If it is wrong nothing is begun: that shows in its own turn."""
@@ -114,4 +118,4 @@ class Beginning:
         """What was begun, if all parts took one token."""
         if self._wrong or len(self._tokens) != 1:
             return None
-        return Begun(self._flight, next(iter(self._tokens)), self._meetings)
+        return Begun(self._flight, next(iter(self._tokens)), self._meetings, self._places)

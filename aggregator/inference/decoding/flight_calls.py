@@ -25,8 +25,8 @@ __all__ = ["INSTRUCTION_BYTES", "CallShare", "FlightCall", "KnownPlaces"]
 INSTRUCTION_BYTES = 2048
 """What an instruction takes here, about, beside what is sent of it."""
 
-KnownPlaces = dict[tuple[int, int], dict[str, Array]]
-"""By part and window, where a flight's rows are."""
+KnownPlaces = dict[tuple[int | None, int], dict[str, Array]]
+"""By part and window, where a flight's rows are; by None, where they are the same for all parts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +70,11 @@ class CallShare:
     def where(self, flight: Flight, form: DecoderForm, known: KnownPlaces) -> dict[str, Array]:
         """What is in those of its slots that say where rows are."""
         found: dict[str, Array] = {}
+        part = self.part if form.by_tokens else None
         for window, slots in self._places_by_window:
-            places = known.get((self.part, window))
+            places = known.get((part, window))
             if places is None:
-                places = known[self.part, window] = part_places(flight, form, self.part, window)
+                places = known[part, window] = part_places(flight, form, self.part, window)
             for slot, name in slots:
                 found[slot] = places[name]
         return found

@@ -74,11 +74,12 @@ async def fly(
     dtypes = {name: spec.dtype for name, spec in schedule.feeds.items()}
     feeds = row_inputs(flight, form, dtypes)
     route = routes.route(cut, flight)
-    steps, meetings = route.steps, Meetings(cut.course.folds)
+    steps, places = route.steps, KnownPlaces()
     if begun is not None and begun.is_of(flight):
-        steps, meetings = steps[1:], begun.meetings
+        steps, meetings, places = steps[1:], begun.meetings, begun.places
+    else:
+        meetings = Meetings(cut.course.folds)
     beginning = Beginning(cut, flight) if flight.ahead else None
-    places: KnownPlaces = {}
 
     def take(answer: Returned) -> None:
         call = route.calls[answer.shard]

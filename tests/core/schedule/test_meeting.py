@@ -424,3 +424,20 @@ def test_of_what_was_rounded_to_float16_an_inf_is_a_number_past_it(transposed):
                 meetings.add(0, 0, {"y": array})
         else:
             assert meetings.add(0, 0, {"y": array}) == ["b"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rows", [1, 500, 5000])
+def test_nan_is_found_wherever_it_is_and_nothing_else_is_taken_for_it(dtype, rows):
+    largest = np.finfo(dtype).max
+    for value in (np.nan, -np.nan, np.inf, -np.inf, largest, -largest, 0.0):
+        array = np.full((rows, 3), -value, dtype)
+        array[-1, 1] = value
+        for same in (array, np.asfortranarray(array)):
+            boundary = Boundary(TensorForm(dtype, (rows, 3)), GATHER)
+            meetings = Meetings(FoldPlan(schedule({"b": boundary}, [[Contributed("y", "b")]])))
+            if np.isnan(value):
+                with pytest.raises(NotFinite, match="holds nan"):
+                    meetings.add(0, 0, {"y": same})
+            else:
+                assert meetings.add(0, 0, {"y": same}) == ["b"]
