@@ -384,9 +384,14 @@ class SplitRecipe(JobRecipe):
     async def findings(self) -> Findings:
         found = Findings()
         for job, plan in zip(self._jobs, self._plans, strict=True):
+            here = self._datasets(plan)
+            found.unchecked += [
+                f"node {node!r} is not here: a run gives its part to another of the job's nodes, or waits"
+                for node in plan.nodes
+                if node not in here
+            ]
             if not job.data.on_nodes:
                 continue
-            here = self._datasets(plan)
 
             def look(node: str, job: SplitJob = job, plan: SplitPlan = plan) -> Look:
                 return lambda datasets: node_views(job, plan, {node: datasets})

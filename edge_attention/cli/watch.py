@@ -73,13 +73,14 @@ class _Waits:
         self._told = ""
         self._notes = 0
 
-    def news(self, info: TrainingRun) -> str:
+    def news(self, info: TrainingRun) -> list[str]:
+        """Lines; none where there is nothing new."""
         about = _COUNTS.sub("", info.waiting)
         new, self._told = about != self._told, about
         lines = [f"note: {note}" for note in info.notes[self._notes :]]
         self._notes = max(self._notes, len(info.notes))
         lines += [waiting(info.waiting)] if new and info.waiting else []
-        return "\n".join(map(shown, lines))
+        return lines
 
 
 def _events(run: Run, record: Path | None, after: int, show: Show) -> None:
@@ -140,9 +141,10 @@ def _follow(run: Run, record: Path | None, after: int) -> None:
                         bar.console.print(shown(line), soft_wrap=True)
                 if event.evaluation is not None:
                     bar.console.print(shown(_evaluated(event)))
-            elif line := waits.news(event):
+            else:
                 # Printed, so that it is also there where the bar cannot be drawn.
-                bar.console.print(line, soft_wrap=True)
+                for line in waits.news(event):
+                    bar.console.print(shown(line), soft_wrap=True)
 
         _events(run, record, after, show)
     _ended(run)
@@ -154,8 +156,8 @@ def _follow_lines(run: Run, record: Path | None, after: int) -> None:
 
     def show(event: TrainingRound | TrainingRun) -> None:
         if isinstance(event, TrainingRun):
-            if line := waits.news(event):
-                say(line)
+            if lines := waits.news(event):
+                say(*lines)
             return
         say(
             f"round {event.number} of {run.info.rounds}: loss {event.loss:.4f}, version {event.version}, "

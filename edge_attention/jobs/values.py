@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 import numpy as np
@@ -55,7 +55,7 @@ def said(value: Any) -> str:
     if isinstance(value, np.ndarray) and value.ndim:
         return f"an array, {value.dtype} {list(value.shape)}"
     try:
-        found = repr(value)
+        found = repr(str(value) if isinstance(value, PurePath) else value)
     except Exception:  # a value's own
         found = f"a {type(value).__name__}"
     if "\n" in found:  # a table's, a tensor's

@@ -51,6 +51,16 @@ async def ran(house, allowed, names="abc", flag="", **changed):
     return flag, *await ended(house, run)
 
 
+def test_a_plan_says_which_of_the_jobs_nodes_are_not_here():
+    async def scenario(house):
+        house.node("a")
+        return (await house.runs.plan(small_split.job(house))).unchecked
+
+    with House() as house:
+        said = asyncio.run(scenario(house))
+    assert [text.partition(":")[0] for text in said] == ["node 'b' is not here", "node 'c' is not here"]
+
+
 @pytest.mark.parametrize("pieces", [1, 2, 4])
 def test_one_release_covers_steps_sums_and_evaluations(pieces):
     with House(patience=30.0) as house:

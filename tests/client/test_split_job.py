@@ -3,6 +3,8 @@ refused."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -168,6 +170,7 @@ def test_steps_and_rounds_are_one_thing(tmp_path):
         ({"data": "nowhere.npz"}, InvalidArgument, "data: nowhere.npz cannot be read"),
         ({"data": "nowhere.safetensors"}, InvalidArgument, "data: nowhere.safetensors cannot be read"),
         ({"split": "plan.json"}, InvalidArgument, "layers, heads, tokens or batch, or a plan's file"),
+        ({"split": Path("plan.json")}, InvalidArgument, "split is 'plan.json'"),
         ({"rounds": 0}, InvalidArgument, "rounds is 0"),
         ({"schedule": 3}, InvalidArgument, "schedule is 3"),
     ],

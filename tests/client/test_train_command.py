@@ -7,6 +7,7 @@ import pty
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -81,12 +82,20 @@ def test_a_wait_that_only_counts_on_is_no_news(fake):
         return waits.news(replace(fake.run(), waiting=sentence))
 
     first = "round 4 waits for edge-3: 12 of 40 chunks, idle 4.2 s, leaves it out in 6 s"
-    assert news(first) == first
-    assert news("round 4 waits for edge-3: 13 of 40 chunks, idle 0.1 s, leaves it out in 5 s") == ""
-    assert news("round 4 waits for edge-2: 13 of 40 chunks, idle 0.1 s, leaves it out in 5 s") != ""
-    assert news("") == ""
-    assert news("node 'b', until 12:00:00") == "waiting for node 'b', until 12:00:00"
-    assert news("node 'b', until 12:00:00") == ""
+    assert news(first) == [first]
+    assert news("round 4 waits for edge-3: 13 of 40 chunks, idle 0.1 s, leaves it out in 5 s") == []
+    assert news("round 4 waits for edge-2: 13 of 40 chunks, idle 0.1 s, leaves it out in 5 s") != []
+    assert news("") == []
+    assert news("node 'b', until 12:00:00") == ["waiting for node 'b', until 12:00:00"]
+    assert news("node 'b', until 12:00:00") == []
+
+
+def test_each_note_is_a_line(fake, capsys):
+    """They were one, with line feeds shown as escapes."""
+    told = replace(fake.run(), notes=("layers 0-1 on a", "layers 2-3 on b"))
+    run = SimpleNamespace(id="r-1", info=told, events=lambda after: iter([told]))
+    watch._follow_lines(run, None, 0)
+    assert {"note: layers 0-1 on a", "note: layers 2-3 on b"} < set(capsys.readouterr().out.splitlines())
 
 
 def test_in_a_terminal_it_is_a_table(address):

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Sequence
 
-from aggregator.inference.placement import plan_word
 from aggregator.training.fusion.plan import MAX_PATIENCE
 from aggregator.training.split.groups import group_jobs
 from aggregator.training.split.plan import SplitPlan
@@ -17,6 +16,7 @@ from edge_attention.core.losses import loss_of
 from edge_attention.core.messages.inference import PLAN_FILE_BYTES
 from edge_attention.core.messages.training import SplitJob
 from edge_attention.core.optimizers import from_config as optimizer_from
+from edge_attention.core.schedule.plan import Crossing
 from edge_attention.core.strategies import from_config as strategy_from
 from edge_attention.core.table_spec import check_spec
 from edge_attention.core.tensors import require_name
@@ -105,13 +105,12 @@ def _check_split(job: SplitJob) -> None:
             f"bound plan-file-bytes: the plan has {len(job.plan):,} bytes, and one has {PLAN_FILE_BYTES:,} "
             "at most"
         )
-    if job.split and job.split.partition(":")[0] not in SPLITS:
+    crossed = tuple(f"tokens:{one.value}" for one in Crossing)
+    if job.split and job.split not in (*SPLITS, *crossed):
         raise InvalidArgument(
             f"split is {job.split[:80]!r}; it must be one of {', '.join(SPLITS)}, of tokens also how "
-            "attention is crossed (tokens:gather, tokens:switch, tokens:merge), or a plan's file"
+            f"attention is crossed ({', '.join(crossed)}), or a plan's file"
         )
-    if job.split:
-        plan_word(job.split)
 
 
 def _check_groups(job: SplitJob) -> None:

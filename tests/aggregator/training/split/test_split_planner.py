@@ -81,6 +81,17 @@ def test_layers_go_to_the_nodes_in_their_order_and_every_parameter_has_its_gradi
         ({"nodes": ()}, FailedPrecondition, "no node is here"),
         ({"nodes": tuple(replace(n, memory_limit=20_000) for n in NODES)}, ResourceExhausted, "a would hold"),
         ({"split": "head"}, InvalidArgument, "split is 'head'"),
+        (
+            {"split": "auto"},
+            InvalidArgument,
+            "split is 'auto'; it must be one of layers, heads,",
+        ),
+        (
+            {"split": "heads:merge"},
+            InvalidArgument,
+            r"split is 'heads:merge'; .* \(tokens:gather,",
+        ),
+        ({"split": "tokens:x"}, InvalidArgument, "split is 'tokens:x'"),
         ({"split": "", "plan": b"{}"}, InvalidArgument, "plan"),
         ({"batch": 7}, InvalidArgument, "equal pieces"),
     ],
