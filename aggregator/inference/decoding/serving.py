@@ -413,15 +413,16 @@ class DecoderServing:
             self.machine.freed(slot)
 
     def _set_clock(self) -> None:
+        """Have the machine's time come. A timer that is too early stays: nobody sets one for each token."""
+        wake = math.inf if self._machine is None or self._closed else self._machine.wake
         if self._timer is not None:
+            if self._timer.when() <= wake < math.inf:
+                return
             self._timer.cancel()
             self._timer = None
-        if self._machine is None or self._closed:
-            return
-        wake = self._machine.wake
         if wake < math.inf:
-            delay = max(wake - time.monotonic(), 0.0)
-            self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(loop.time() + max(wake - time.monotonic(), 0.0), self._tick)
 
     def _tick(self) -> None:
         self._timer = None

@@ -294,6 +294,22 @@ def test_whoever_waits_for_a_node_is_told_so_at_the_deadline(tmp_path):
             await fleet.extend(session, [1], seconds=0.3)
 
 
+def test_the_clock_is_not_set_anew_at_each_token(tmp_path):
+    @scenario(tmp_path)
+    async def _(fleet):
+        session, _ = await fleet.generates_as_the_file(0, 5, 0)
+        await fleet.extend(session, [1])
+        timer = fleet.serving._timer
+        for _ in range(3):
+            await fleet.extend(session, [1])
+        assert fleet.serving._timer is timer
+        assert not timer.cancelled()
+        sooner = asyncio.create_task(fleet.extend(session, [1], seconds=30.0))
+        await asyncio.sleep(0)
+        assert fleet.serving._timer.when() < timer.when()
+        await sooner
+
+
 def test_a_call_that_is_given_up_leaves_the_session_as_it_was(tmp_path):
     @scenario(tmp_path)
     async def _(fleet):
