@@ -16,18 +16,20 @@ from onnx import ModelProto, NodeProto, TypeProto, helper, numpy_helper
 from onnx.inliner import inline_local_functions
 from onnx.shape_inference import InferenceError
 
-from edge_attention.core.errors import InvalidArgument, InvalidGraph
+from edge_attention.core.errors import InvalidGraph
 from edge_attention.core.schedule.extents import AxisSpan, Extent
 from edge_attention.core.schedule.schedule import TensorForm
 from edge_attention.graphs.axes.bound import BoundGraph
 from edge_attention.graphs.axes.constant_uses import ConstantUses
 from edge_attention.graphs.axes.evaluate import MAX_COMPUTED, can_be_computed, evaluate
+from edge_attention.graphs.axes.fit import label, misfit, require_fit, require_reshaped
 from edge_attention.graphs.axes.infer import form_of, infer_bodies, infer_types
 from edge_attention.graphs.axes.input_forms import input_forms
 from edge_attention.graphs.axes.inside import branch_taken, turns_of
 from edge_attention.graphs.axes.known_values import KnownValues, Read
 from edge_attention.graphs.axes.lower import lowered
 from edge_attention.graphs.axes.lowering import Lowering
+from edge_attention.graphs.axes.plainer import leave_out_empty, passes, plain_softmax
 from edge_attention.graphs.axes.unpack import unpack
 from edge_attention.graphs.onnx_file import first_line, rename_values
 from edge_attention.graphs.reading.needed import graphs_in, reads
@@ -129,6 +131,8 @@ class _Binding:
         """By what they make: nodes by which an older softmax is written."""
         self._count = 0
         self._loosened = ""
+        made = frozenset(name for node in self._graph.node for name in node.output)
+        self._unread = made.difference(self._outputs, *map(reads, self._graph.node))
         self._rounds = any(node.op_type in _ROUNDS for node in self._graph.node)
 
     def bound(self) -> BoundGraph:
@@ -173,10 +177,10 @@ class _Binding:
             self._constant(node)
             return ()
         if node.op_type == "Concat" and not node.domain:
-            self._leave_out_empty(node)
+            leave_out_empty(node, self._known)
         if node.op_type == "Reshape" and not node.domain:
-            node = self._plain_softmax(node)
-        if self._passes(node):
+            node = plain_softmax(node, self._rows, self._known)
+        if passes(node, self._known, self._unread):
             if node.output[0] not in self._outputs:
                 self._alias[node.output[0]] = node.input[0]
                 return ()
@@ -202,7 +206,7 @@ class _Binding:
                 self._known.add(name, array, sized=True)
             if not self._fused:
                 if self._rounds and node.op_type == "GroupQueryAttention":
-                    self._loosened = self._loosened or _label(node)
+                    self._loosened = self._loosened or label(node)
                 return instead.nodes
             self._follow(node, instead.nodes)
             return ()
@@ -228,54 +232,12 @@ class _Binding:
             if name and self._known.form(name) is None:
                 self._why[name] = self._reason(node)
 
-    def _plain_softmax(self, node: NodeProto) -> NodeProto:
-        """A Softmax over the last axis, in place of a Reshape of one over rows that were flattened for it: so
-        onnx's converter writes one of before opset 13 where it does not know its axis to be the last."""
-        soft = self._rows.get(node.input[0])
-        flat = self._rows.get(soft.input[0]) if soft is not None and soft.op_type == "Softmax" else None
-        if soft is None or flat is None or flat.op_type != "Flatten":
-            return node
-        form, said = self._known.form(flat.input[0]), self._known.value(node.input[1])
-        if form is None or said is None or tuple(int(size) for size in said.reshape(-1)) != form.shape:
-            return node
-        last = len(form.shape) - 1
-        axes = [next((a.i for a in one.attribute if a.name == "axis"), 1) for one in (flat, soft)]
-        if axes[0] not in (-1, last) or axes[1] not in (-1, 1):
-            return node
-        return helper.make_node("Softmax", flat.input[:1], node.output[:1], name=node.name, axis=-1)
-
-    def _leave_out_empty(self, node: NodeProto) -> None:
-        """Leave out what adds nothing to a Concat: what of a head is not turned by its place, where all is; a
-        past that has not begun."""
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-        kept = []
-        for name in node.input:
-            form = self._known.form(name)
-            if form is None or not -len(form.shape) <= axis < len(form.shape) or form.shape[axis]:
-                kept.append(name)
-        if kept:
-            del node.input[:]
-            node.input.extend(kept)
-
-    def _passes(self, node: NodeProto) -> bool:
-        """Whether it gives its first input on: an Identity, a Dropout that is off, a Concat of one."""
-        if node.domain:
-            return False
-        if node.op_type == "Identity" or (node.op_type == "Concat" and len(node.input) == 1):
-            return True
-        if node.op_type != "Dropout" or (len(node.output) > 1 and node.output[1]):
-            return False
-        ratio = self._known.value(node.input[1]) if len(node.input) > 1 and node.input[1] else None
-        training = self._known.value(node.input[2]) if len(node.input) > 2 else None
-        off = len(node.input) < 3 or (training is not None and not training.any())
-        return off or (ratio is not None and not ratio.any())
-
     def _constant(self, node: NodeProto) -> None:
         found = evaluate(node, (), {"": self._opsets.get("", 21)}, self._ir_version)
         if found is None and node.attribute and node.attribute[0].HasField("t"):  # too large to be computed
             found = [np.asarray(numpy_helper.to_array(node.attribute[0].t))]
         if found is None:
-            self._why[node.output[0]] = f"{_label(node)} is no constant of numbers"
+            self._why[node.output[0]] = f"{label(node)} is no constant of numbers"
             return
         self._known.add(node.output[0], found[0], sized=False)
 
@@ -351,46 +313,12 @@ class _Binding:
             if node.op_type not in _TOGETHER or node.domain or None in forms:
                 return {}  # an operator that onnx knows otherwise than ONNX Runtime does
         shapes = " and ".join(str(list(form.shape)) for form in forms if form is not None)
-        raise self._misfit(f"{_label(node)} is given {shapes}")
-
-    def _misfit(self, what: str) -> InvalidArgument:
-        asked = ", ".join(f"{name} = {size}" for name, size in self._dimensions.items()) or "its own sizes"
-        return InvalidArgument(
-            f"at {asked} the model does not hold together: {what}; ask for other sizes: a text may be longer "
-            "than the model has positions, some sizes belong together, or the graph has fixed one that the "
-            "file says is open"
-        )
-
-    def _check_fit(self, node: NodeProto) -> None:
-        """Refuse a Gather of rows that the table does not have, an Expand to what a shape cannot become."""
-        form, given = self._known.form(node.input[0]), self._known.values.get(node.input[1])
-        if form is None or given is None or not given.size:
-            return
-        if node.op_type == "Gather" and form.shape:
-            axis = next((a.i for a in node.attribute if a.name == "axis"), 0) % len(form.shape)
-            rows = form.shape[axis]
-            if not -rows <= int(given.min()) <= int(given.max()) < rows:
-                raise self._misfit(f"{_label(node)} takes row {int(given.max())} of {rows}")
-        if node.op_type == "Expand":
-            wanted = [int(size) for size in given.reshape(-1)]
-            pairs = zip(reversed(form.shape), reversed(wanted), strict=False)
-            if any(1 not in (have, want) and have != want for have, want in pairs):
-                raise self._misfit(f"{_label(node)} makes {wanted} of {list(form.shape)}")
-
-    def _check_reshaped(self, node: NodeProto, made: Mapping[str, TypeProto]) -> None:
-        """Refuse a Reshape to a shape of another number of elements, as a size that an exporter took for
-        fixed makes of all others."""
-        before = self._known.form(node.input[0])
-        after = form_of(made[node.output[0]]) if node.output[0] in made else None
-        if before is not None and after is not None and prod(before.shape) != prod(after.shape):
-            raise self._misfit(f"{_label(node)} makes {list(after.shape)} of {list(before.shape)}")
+        raise misfit(self._dimensions, f"{label(node)} is given {shapes}")
 
     def _infer(self, node: NodeProto) -> None:
-        if node.op_type in ("Gather", "Expand") and not node.domain:
-            self._check_fit(node)
+        require_fit(node, self._known, self._dimensions)
         made = self._inferred(node)
-        if node.op_type == "Reshape" and not node.domain:
-            self._check_reshaped(node, made)
+        require_reshaped(node, made, self._known, self._dimensions)
         for name in node.output:
             if not name:
                 continue
@@ -404,8 +332,8 @@ class _Binding:
         if before:
             return before[0]
         if node.op_type in _BODIES:
-            return f"{_label(node)} is decided by data"
-        return f"{_label(node)} makes something whose size depends on data, or is not known here"
+            return f"{label(node)} is decided by data"
+        return f"{label(node)} makes something whose size depends on data, or is not known here"
 
     def _fresh(self, like: str) -> str:
         self._count += 1
@@ -457,10 +385,6 @@ class _Binding:
             unknown,
             self._loosened,
         )
-
-
-def _label(node: NodeProto) -> str:
-    return f"{node.op_type} '{node.name or node.output[0]}'"
 
 
 def _needed(nodes: Iterable[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:

@@ -112,7 +112,10 @@ class StepGraph:
             rank = len(value.type.tensor_type.shape.dim)
             if dtype.kind == "f" and rank == 4:
                 if dtype != np.float32:
-                    raise FailedPrecondition(f"keys and values in {dtype.name} are not stored: {name[:80]!r}")
+                    raise FailedPrecondition(
+                        f"keys and values in {dtype.name} are not stored: {name[:80]!r}; bring the file in "
+                        "float32"
+                    )
                 pasts.append(name)
             elif rank == 4:
                 raise FailedPrecondition(

@@ -184,3 +184,19 @@ def test_onnx_attention_caps_its_scores_before_it_masks_them(masked: bool, opset
     inputs = [3 * floats(2, 4, 5, 8), 3 * floats(2, 4, 5, 8, seed=1), floats(2, 4, 5, 8, seed=2)]
     inputs += [3 * floats(5, 5, seed=3)] if masked else []
     check_lowered(*one_node("Attention", list(inputs), domain="", opset=opset, softcap=2.0))
+
+
+def test_a_dropout_whose_mask_nobody_reads_is_none(tmp_path: Path) -> None:
+    """As older exporters write it, with both results."""
+    nodes, known = attention()
+    nodes = [
+        helper.make_node("Dropout", ["x", "ratio", "off"], ["dropped", "mask"]),
+        *nodes,
+    ]
+    for node in nodes[1:]:
+        for at, name in enumerate(node.input):
+            node.input[at] = "dropped" if name == "x" else name
+    known |= {"ratio": np.array(0.1, np.float32), "off": np.array(False)}
+    assert check(tmp_path, end(nodes), known) == []
+    bound = analyse(open_model(tmp_path / "model.onnx"), {"batch": 2, "tokens": 6}).bound
+    assert "Dropout" not in {node.op_type for node in bound.nodes}
