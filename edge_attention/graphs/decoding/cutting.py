@@ -70,6 +70,8 @@ TRIP_BYTES = 4 * 1024 * 1024
 is so many more a layer, parts that share heads each do all between two attentions: one trip, not two."""
 ALONE_BYTES = 64 * 1024 * 1024
 """Of weights that each part holds for that, in all layers together."""
+ENDS_BYTES = 64 * 1024 * 1024
+"""Of weights that each part holds more so that all of them end a token."""
 ROWS_APART = 3
 """Rows that a decoder is bound to, to see whether they meet."""
 
@@ -258,7 +260,7 @@ def _ends_alike(schedule: Schedule, model: OpenModel) -> bool:
     more = [source for source in own if any(source not in held for held in others)]
     forms = [(_weight_form(model, one.name), one.extent) for one in more]
     size = sum(math.prod(extent_shape(f.shape, e)) * np.dtype(f.dtype).itemsize for f, e in forms)
-    return size <= ALONE_BYTES
+    return size <= ENDS_BYTES
 
 
 def _in_pieces(emitted: Emitted, model: OpenModel, with_lse: bool, states: str) -> DecoderCut:

@@ -422,3 +422,21 @@ def test_plans_without_one_past_a_part_are_refused():
     for plan, why in ((batch, "batch"), (halves, "halves"), (both, "stages")):
         with pytest.raises(FailedPrecondition, match=why):
             cut_decoder(stepped, plan, 1)
+
+
+@pytest.mark.parametrize("name", ["gpt2_cached", "llama_cached"])
+def test_all_parts_end_a_token_where_that_takes_few_weights_more(monkeypatch, name):
+    stepped = as_steps(open_model(EXPORTS / f"{name}.onnx"))
+
+    def ends(rows, **known):
+        schedule = cut_decoder(stepped, PLANS["heads of three"], rows, **known)[0].emitted.schedule
+        first, last = schedule.steps[0].segments, schedule.steps[-1].segments
+        assert [bool(one.contributions) for one in last] == [True, *[False] * (len(last) - 1)]
+        assert all(len(one.kept) == 1 for one in last[1:]), "they keep the logits"
+        return [one.part for one in first], [one.part for one in last]
+
+    first, last = ends(1)
+    assert len(first) > 1
+    assert last == first == ends(4, ends_alike=True)[1] == ends(4)[1]
+    monkeypatch.setattr(cutting, "ENDS_BYTES", 0)
+    assert ends(1)[1] == ends(4, ends_alike=False)[1] == first[:1]
