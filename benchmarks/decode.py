@@ -68,7 +68,7 @@ def report(quick: bool) -> Report:
                     served = client.deploy(path, "decoder", plan=plan, nodes=NODES[:count], tokenizer="bytes")
                     plain, guessed, floors = _measured(served, tokens, turns, expected, bare)
                     bares += floors
-                    trips = BLOCKS + 1 if plan == "heads" else count
+                    trips = BLOCKS if plan == "heads" else count  # nodes begin a token where they end one
                     what = f"{count} nodes by {plan}"
                     figures += _figures(what, plan, trips, kernels, plain, guessed, floors)
     figures.append(Figure("a trip to two processes that do nothing", statistics.median(bares), "ms"))
