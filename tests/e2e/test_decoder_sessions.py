@@ -122,7 +122,7 @@ def test_sessions_by_every_plan_and_with_a_node_killed_in_the_middle(tmp_path):
         await fleet.deployments.undeploy("heads")
         with pytest.raises(NotFound, match="undeployed"):
             await fleet.sessions.extend(left, [1], 10.0)
-        await fleet.sessions.extend(right, [1], 10.0)
+        await fleet.sessions.extend(right, [1], 120.0)
         await fleet.deploy(EXPORTS / "bert.onnx", "bert", "replicate")
         with pytest.raises(FailedPrecondition, match="no inputs of keys and values"):
             await fleet.sessions.open("bert", "me", 10.0)

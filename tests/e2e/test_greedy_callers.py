@@ -173,7 +173,7 @@ def test_appends_that_stay_open_lie_on_the_disk_and_one_caller_has_no_more_than_
     def endless():
         for _ in range(250):
             yield message
-        release.wait(120)
+        release.wait(600)
 
     spool = fleet.folder / "state" / "spool"
 
@@ -192,10 +192,10 @@ def test_appends_that_stay_open_lie_on_the_disk_and_one_caller_has_no_more_than_
     ):
         client.create_context("heavy", **spec)
         append = made.stream_unary(services.APPEND.path)
-        calls = [append.future(endless(), timeout=120) for _ in range(12)]
+        calls = [append.future(endless(), timeout=600) for _ in range(12)]
         # A half of the bound for whoever is alone: 8 of 12.
-        until(lambda: lie() >= 2000 * MIB - 240 * MIB or sum(c.done() for c in calls) >= 3, "room", 100)
-        until(lambda: sum(c.done() for c in calls) >= 3, "a refusal", 60)
+        until(lambda: lie() >= 2000 * MIB - 240 * MIB or sum(c.done() for c in calls) >= 3, "room", 300)
+        until(lambda: sum(c.done() for c in calls) >= 3, "a refusal", 200)
         refused = []
         for one in calls:
             if one.done():
@@ -216,7 +216,7 @@ def test_appends_that_stay_open_lie_on_the_disk_and_one_caller_has_no_more_than_
         for one in calls:
             one.cancel()
         release.set()
-        until(lambda: not lie(), "what was given up to be removed", 60)
+        until(lambda: not lie(), "what was given up to be removed")
         client.context("heavy").drop()
     assert good.calls > 5
     assert not good.wrong, good.wrong[0]

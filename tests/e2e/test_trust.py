@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import itertools
 import json
 import shutil
 import signal
@@ -22,7 +23,7 @@ from trusted import TrustedFleet, run_node
 
 from aggregator.trust.authority import Authority, folder_of
 from edge_attention import Client, EdgeAttentionError, NotFound, PermissionDenied, Unavailable
-from edge_attention.core.messages.link import PROTOCOL, DownloadRequest, Register, UploadChunk
+from edge_attention.core.messages.link import PROTOCOL, DownloadRequest, Heartbeat, Register, UploadChunk
 from edge_attention.core.messages.trust import Issued
 from edge_attention.trust.certificates import der, is_ours, key_pem, new_key, pem
 from edge_attention.trust.dial import Dial
@@ -351,11 +352,17 @@ def test_a_session_is_its_nodes_own(trusted, tmp_path):
     token = parse_token(trusted.token("join"))
     own = {name: enrol(trusted.address, token, IdentityFolder(tmp_path / name), name) for name in ("p", "q")}
 
+    async def beats(stream):
+        for number in itertools.count(1):
+            await stream.write(Heartbeat(number, 0, 0))
+            await asyncio.sleep(1)
+
     async def scenario():
         callers = {name: Dial(trusted.address, identity=who).open_caller() for name, who in own.items()}
         stream = callers["p"].duplex(CONNECT)
         await stream.write(Register(PROTOCOL, "0", "p", "i", "", "CPU", 1, 1 << 20, (), (), ()))
         session = (await anext(aiter(stream))).session
+        beating = asyncio.create_task(beats(stream))
         digest = "0" * 64
         for name, error in (("p", NotFound), ("q", PermissionDenied)):
             with pytest.raises(error):
@@ -368,6 +375,7 @@ def test_a_session_is_its_nodes_own(trusted, tmp_path):
         assert (await callers["p"].send(UPLOAD, chunk())).received == 0
         with pytest.raises(PermissionDenied, match="of node 'p' came with the certificate of 'q'"):
             await callers["q"].send(UPLOAD, chunk())
+        beating.cancel()
         for caller in callers.values():
             await caller.close()
 
