@@ -127,6 +127,19 @@ def merge_parts(stock: FormStock, stage: StageCut, node: NodeProto, way: Way) ->
     values = stock.obtain(stage, node.input[1], way.operands[1])
     lse, seen = weights.lse
     name = node.output[0]
+    if lse in stock.partials:  # two products of one softmax, as differential attention has: each has its own
+        assert lse.state is not None
+        lse = stock.made(
+            stage,
+            "Identity",
+            [lse],
+            f"{name}#lse",
+            stock.specs[lse.tensor],
+            lse.state,
+            stock.dims[lse.tensor],
+            way.axis,
+        )
+    stock.partials.add(lse)
     spec, dims, state = stock.specs[name], stock.dims[name], Unfolded(Collective.MERGE, way.axis)
     product = NodeProto()
     product.CopyFrom(node)

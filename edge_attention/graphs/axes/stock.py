@@ -97,6 +97,7 @@ class FormStock:
         specs, literals, derived, dims: as of the bound graph and its axes, with what the cut makes.
         fixed: tensors that follow from weights and constants alone.
         homes: tensor -> the form that the node which makes it gives.
+        partials: the lse of each partial so far.
         partition: what has been decided so far.
     """
 
@@ -109,6 +110,7 @@ class FormStock:
         self.dims: dict[str, Dims] = dict(axes.dims)
         self.fixed = set(axes.static)
         self.homes: dict[str, Form] = {}
+        self.partials: set[Form] = set()
         self.partition = Partition(tuple(stages))
         self._forms: dict[tuple[int, str], dict[FormState, Form]] = {}
         self._makers = bound.makers

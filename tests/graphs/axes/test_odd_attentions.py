@@ -130,6 +130,20 @@ def test_a_loop_that_data_may_end_stays_one(tmp_path: Path) -> None:
     assert all("Loop 'z'" in why for why in refused)
 
 
+def test_two_products_of_one_softmax_are_merged_each_by_itself(tmp_path: Path) -> None:
+    """As differential attention has them: the same weights over two kinds of values."""
+    nodes, known = attention()
+    at = next(n for n, node in enumerate(nodes) if node.output[0] == "m0")
+    nodes[at : at + 1] = [
+        helper.make_node("MatMul", ["p", "v"], ["first"]),
+        helper.make_node("Neg", ["v"], ["other"]),
+        helper.make_node("MatMul", ["p", "other"], ["second"]),
+        helper.make_node("Mul", ["second", "scale"], ["less"]),
+        helper.make_node("Sub", ["first", "less"], ["m0"]),
+    ]
+    assert check(tmp_path, end(nodes), known) == []
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_scores_with_a_sink_beside_them_are_attention(tmp_path: Path, masked: bool) -> None:
     """As gpt-oss writes it: a number a head joined to the scores, and left out behind the softmax."""
