@@ -18,7 +18,12 @@ from aggregator.inference.generation.generator import Generator
 from aggregator.inference.generation.metrics import GenerationMetrics
 from aggregator.inference.generation.request import GenerationUsage
 from aggregator.inference.generation.service import GenerationApi
-from aggregator.inference.generation.streamed_models import SUFFIX, ServedDecoder, StreamedDecoders
+from aggregator.inference.generation.streamed_models import (
+    SUFFIX,
+    ServedDecoder,
+    StreamedDecoders,
+    require_no_stream,
+)
 from aggregator.inference.generation.texts import DeploymentTexts
 from aggregator.inference.metrics import InferenceMetrics
 from aggregator.inference.page import InferencePage
@@ -61,7 +66,10 @@ def inference(engine: Engine) -> Recipe:
     async def check_texts(deployed: Deployed) -> None:
         await DeploymentTexts.check(deployed.folder.model.parent)
 
-    deployments.checks.append(check_texts)
+    async def check_name(deployed: Deployed) -> None:
+        require_no_stream(deployed.name)
+
+    deployments.checks += [check_name, check_texts]
     texts = DeploymentTexts(text_folder)
 
     def serves(model: str) -> ServedDecoder | None:
@@ -86,8 +94,7 @@ def inference(engine: Engine) -> Recipe:
     generator = Generator(
         sessions, texts, engine.budgets, GenerationMetrics(engine.metrics), activity.traffic, generated
     )
-    decoders = StreamedDecoders(generator, serves, counts)
-    plane.add(decoders)
+    plane.add(StreamedDecoders(generator, serves, counts))
 
     async def close() -> None:
         await texts.close()
@@ -97,7 +104,7 @@ def inference(engine: Engine) -> Recipe:
     ensembles = KeptEnsembles(
         engine.state,
         plane,
-        lambda name: deployments.serving(name) is not None or decoders.find(name, "") is not None,
+        lambda name: deployments.serving(name) is not None,
         counts.forget,
     )
     plane.add(EnsembleModels(ensembles, plane, asker.counts))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 
 def main() -> None:
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this: what is printed goes nowhere
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     # What fails is said in our words; gRPC's own would come beside them. Read as gRPC loads.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Not KeyboardInterrupt: raised amid an import it is printed, or lost in a callback of the importer.

@@ -155,6 +155,7 @@ def _placed(error: click.ClickException) -> click.ClickException:
 
 
 def _run() -> int:
+    out = sys.stdout
     try:
         result = cli.main(prog_name="edge-attention", standalone_mode=False)
         sys.stdout.flush()
@@ -166,6 +167,10 @@ def _run() -> int:
         return end.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
+    except SystemExit:
+        if sys.stdout is not out:  # click puts another there where nobody reads the pipe
+            return 0
+        raise
     except BrokenPipeError:
         # Whoever read the output has enough. Python would complain once more as it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

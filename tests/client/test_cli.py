@@ -460,3 +460,15 @@ def test_ctrl_c_in_an_append_stays_ctrl_c_where_nobody_answers_any_more(run, mon
     code, out, err = run("contexts", "append", "memory", tmp_path / "t.npz")
     assert code in (1, 130)
     assert "nobody answers" not in out + err
+
+
+def test_nobody_reads_what_is_printed():
+    """A pipe whose reader has gone, and a stdout that was closed before it began: no error, and no words."""
+    for closed in (False, True):
+        reads, writes = os.pipe()
+        os.close(reads)
+        command = [sys.executable, "-m", "edge_attention.cli.entry", "--help"]
+        begin = (lambda: os.close(1)) if closed else None
+        done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, preexec_fn=begin, timeout=120)
+        os.close(writes)
+        assert (done.returncode, done.stderr) == (0, b""), closed

@@ -216,3 +216,9 @@ def model_tokens(model, count):
 def counted(client):
     (told,) = client.get_inference_statistics("writer.generate").model_stats
     return told.inference_stats.success.count
+
+
+def test_no_model_takes_the_name_of_a_stream(client, decoder):
+    with pytest.raises(InvalidArgument, match=r"'writer\.generate' ends in '\.generate'.*another name"):
+        client.deploy(decoder, "writer.generate", tokenizer="bytes")
+    assert "writer.generate" not in [one.name for one in client.models()]

@@ -14,6 +14,7 @@ from typing import Any
 
 from aggregator.inference.ensembles.asking_members import DEPTH
 from aggregator.inference.ensembles.ensemble_tensors import EnsembleTensors, tensors_of
+from aggregator.inference.generation.streamed_models import require_no_stream
 from aggregator.inference.protocol.data_plane import DataPlane
 from aggregator.store.folder import sync, write_durably
 from aggregator.store.state import State
@@ -81,6 +82,7 @@ class KeptEnsembles:
             ResourceExhausted: there are too many.
         """
         require_name(name, "ensemble")
+        require_no_stream(name)
         ensemble = read_ensemble(text)
         models = {member.model for member in ensemble.members} | {ensemble.head}
         if name in models:

@@ -138,8 +138,9 @@ class Generator(Generic[S]):
         if not begins or max(begins) >= form.vocabulary:
             raise FailedPrecondition(
                 f"with which token the decoder of model {request.model!r} begins is not known: give inputs "
-                "of the encoder, and the decoder's first tokens as the prompt; or deploy it with a "
-                "tokenizer's folder whose generation_config.json says decoder_start_token_id"
+                "of the encoder, and the decoder's first tokens as the prompt (on a stream of the Open "
+                "Inference Protocol as decoder_input_ids); or deploy it with a tokenizer's "
+                "folder whose generation_config.json says decoder_start_token_id"
             )
         return prompt, begins
 

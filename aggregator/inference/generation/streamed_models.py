@@ -44,7 +44,7 @@ from edge_attention.core.messages.open_inference import (
 )
 from edge_attention.core.tensors import Array
 
-__all__ = ["SUFFIX", "ServedDecoder", "StreamedDecoder", "StreamedDecoders"]
+__all__ = ["SUFFIX", "ServedDecoder", "StreamedDecoder", "StreamedDecoders", "require_no_stream"]
 
 SUFFIX = ".generate"
 PLATFORM = "edge_attention_generate"
@@ -63,6 +63,19 @@ _OWN = ("timeout", "priority")
 _FINAL, _EMPTY_FINAL = "triton_final_response", "triton_enable_empty_final_response"
 _ASIDE = frozenset({"sequence_id", "sequence_start", "sequence_end", _EMPTY_FINAL})
 """Parameters that say nothing of a text; clients of Triton's send them."""
+
+
+def require_no_stream(name: str) -> None:
+    """Refuse a name that a decoder's stream has, or will have.
+
+    Raises:
+        InvalidArgument: says so.
+    """
+    if name.endswith(SUFFIX):
+        raise InvalidArgument(
+            f"{name!r} ends in {SUFFIX!r}, as the streams of decoders do by the Open Inference Protocol "
+            "(docs/decoders.md); give it another name"
+        )
 
 
 @dataclass(frozen=True)

@@ -349,8 +349,9 @@ def test_members_that_do_not_fit_are_named_when_it_is_deployed(tmp_path, text, e
         assert house.kept.find("both") is None
         with pytest.raises(AlreadyExists, match="'wide'"):
             await house.deploy(MEAN, "wide")
-        with pytest.raises(InvalidArgument):
-            await house.deploy(MEAN, "../both")
+        for name in ("../both", "both.generate"):
+            with pytest.raises(InvalidArgument, match="name"):
+                await house.deploy(MEAN, name)
 
     asyncio.run(run())
 
