@@ -304,6 +304,10 @@ class _Binding:
         return True
 
     def _inferred(self, node: NodeProto) -> Mapping[str, TypeProto]:
+        if node.op_type == "Resize" and not node.domain:
+            self._known.value(
+                (*node.input, "", "")[2]
+            )  # by how much, which the file may have as an initializer
         if node.op_type in _BODIES and not node.domain:
             return infer_bodies(node, self._known.types, self._known.values, self._opsets, self._ir_version)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import onnx
-from onnx import NodeProto, TypeProto, defs, helper, numpy_helper, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, TypeProto, defs, helper, numpy_helper, shape_inference
 
 from edge_attention.core.schedule.schedule import TensorForm
 from edge_attention.core.tensors import Array
@@ -111,11 +111,44 @@ def infer_bodies(
     )
     versions = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]
     model = helper.make_model(graph, opset_imports=versions, ir_version=ir_version)
+    found = _types_within(model)
+    if node.op_type == "Loop":
+        return _carried(node, types, model)
+    return {name: found[name] for name in node.output if name in found}
+
+
+def _types_within(model: ModelProto) -> dict[str, TypeProto]:
+    """Of all values of a model's graph, as far as onnx knows them."""
     try:
-        found = shape_inference.infer_shapes(model, data_prop=True).graph.value_info
+        graph = shape_inference.infer_shapes(model, data_prop=True).graph
     except Exception:  # onnx raises what its C++ half does
         return {}
-    return {value.name: value.type for value in found if value.name in node.output}
+    return {value.name: value.type for value in (*graph.input, *graph.value_info)}
+
+
+def _carried(node: NodeProto, types: Types, around: ModelProto) -> dict[str, TypeProto]:
+    """What a Loop carries from turn to turn is of the type it begins with, if a turn gives the same."""
+    body = next(a.g for a in node.attribute if a.name == "body")
+    begins = [types.get(name, TypeProto()) for name in node.input[2:]]
+    inputs = [value.name for value in body.input]
+    alone = ModelProto()
+    alone.CopyFrom(around)
+    del alone.graph.node[:]
+    alone.graph.node.extend(body.node)
+    alone.graph.initializer.extend(body.initializer)
+    turn = [helper.make_tensor_type_proto(kind, []) for kind in (TensorProto.INT64, TensorProto.BOOL)]
+    alone.graph.input.extend(map(helper.make_value_info, inputs, [*turn, *begins]))
+    found = _types_within(alone)
+    same: dict[str, TypeProto] = {}
+    for output, kind, name in zip(
+        node.output, begins, [value.name for value in body.output][1:], strict=False
+    ):
+        form = form_of(kind)
+        if output and form is not None and name in found and form_of(found[name]) == form:
+            same[output] = kind
+        elif output:
+            return {}  # the others were found as if this one stayed the same
+    return same
 
 
 def _form(types: Types, name: str) -> TensorForm | None:

@@ -214,3 +214,53 @@ def test_a_dropout_whose_mask_nobody_reads_is_none(tmp_path: Path) -> None:
     assert check(tmp_path, end(nodes), known) == []
     bound = analyse(open_model(tmp_path / "model.onnx"), {"batch": 2, "tokens": 6}).bound
     assert "Dropout" not in {node.op_type for node in bound.nodes}
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_what_a_loop_over_tokens_carries_has_a_size_if_it_stays_the_same(tmp_path: Path, grows: bool) -> None:
+    """As the best path through a row of labels is found: one number a label, from token to token."""
+    nodes, known = attention()
+    last = "Concat" if grows else "Add"
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["goes"], ["still"]),
+            helper.make_node("Gather", ["y0", "turn"], ["row"], axis=1),
+            helper.make_node("Unsqueeze", ["row", "second"], ["one"]),
+            helper.make_node(last, ["state", "one"], ["next"], **({"axis": 1} if grows else {})),
+        ],
+        "turn",
+        [
+            value("turn", TensorProto.INT64, []),
+            value("goes", TensorProto.BOOL, []),
+            value("state", FLOAT, None),
+        ],
+        [value("still", TensorProto.BOOL, []), value("next", FLOAT, None)],
+    )
+    known |= {"second": np.array([1]), "none": np.array([0]), "first": np.array([0]), "end": np.array([1])}
+    more = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Slice", ["shape", "second", "after"], ["length"]),
+        helper.make_node("Squeeze", ["length", "none"], ["times"]),
+        helper.make_node("Slice", ["y0", "first", "end", "second"], ["begin"]),
+        helper.make_node("Loop", ["times", "", "begin"], ["z"], body=body),
+        helper.make_node("ReduceMax", ["z"], ["most"], axes=[1], keepdims=1),
+        helper.make_node("Add", ["most", "x"], ["y"]),
+    ]
+    known["after"] = np.array([2])
+    refused = check(tmp_path, [*nodes, *more], known)
+    bound = analyse(open_model(tmp_path / "model.onnx"), {"batch": 2, "tokens": 6}).bound
+    assert ("z" in bound.unknown) is grows
+    assert all("Loop" in why for why in refused)
+
+
+def test_by_how_much_a_picture_grows_may_be_an_initializer(tmp_path: Path) -> None:
+    nodes, known = attention()
+    nodes += [
+        helper.make_node("Transpose", ["y0"], ["t0"], perm=[0, 2, 1]),
+        helper.make_node("Resize", ["t0", "", "grow"], ["t1"], mode="nearest"),
+        helper.make_node("MaxPool", ["t1"], ["t2"], kernel_shape=[2], strides=[2]),
+        helper.make_node("Transpose", ["t2"], ["y1"], perm=[0, 2, 1]),
+        helper.make_node("Add", ["y1", "x"], ["y"]),
+    ]
+    known["grow"] = np.array([1, 1, 2], np.float32)
+    assert check(tmp_path, nodes, known) == []
