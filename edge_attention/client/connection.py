@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from edge_attention.client import forks
 from edge_attention.client.dial import client_dial
 from edge_attention.client.forks import on_fork, pending, refuse_after_fork, refuse_in_child
 from edge_attention.core.addresses import meant_by
@@ -105,6 +106,7 @@ class ClientConnection:
             ) from None
         if self._caller is None:
             self._loop, self._caller = loop, self._dial.caller()
+            forks.opened()
         elif loop is not self._loop:
             raise FailedPrecondition(
                 f"the client of {self.address} belongs to the event loop of its first call, and this is "
@@ -137,7 +139,10 @@ class ClientConnection:
             self._keeper.close()
         caller, self._caller = self._caller, None
         if caller is not None:
-            await caller.close()
+            try:
+                await caller.close()
+            finally:
+                forks.closed()
 
     def __reduce__(self) -> NoReturn:
         raise FailedPrecondition(

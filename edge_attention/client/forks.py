@@ -7,21 +7,24 @@ gRPC waits for a thread that is not there. So in the child they are kept for eve
 
 gRPC's asyncio part has one thread and one queue a process, from its first channel to its last. A child that
 was forked meanwhile can use neither the old ones nor make others (it waits for ever, or crashes; tried with
-grpcio 1.85). One that was forked while no channel was open can.
+grpcio 1.85). One that was forked while no channel was open can. gRPC's thread ends a moment after its last
+channel: a fork that comes right then waits for that.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import math
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 from edge_attention.core.errors import FailedPrecondition
 
-__all__ = ["on_fork", "refuse_after_fork", "refuse_in_child"]
+__all__ = ["closed", "on_fork", "opened", "pending", "refuse_after_fork", "refuse_in_child"]
 
 _POLLER = "(_poll_wrapper)"
 """How the name of the thread ends that gRPC's asyncio part has while it has a channel."""
@@ -30,7 +33,14 @@ _REMEDY = (
     "before), or start processes anew: multiprocessing.get_context('spawn')"
 )
 
+END_SECONDS = 1.0
+"""So long a fork waits, after the last channel was closed, for gRPC's thread to end."""
+SETTLE_SECONDS = 0.005
+"""So long it gives gRPC's threads, which handle what has just come, to be where they wait."""
+
 _inherited: list[Callable[[], list[Any]]] = []
+_open = 0
+_closed = -math.inf
 _kept: list[Any] = []
 _live = False
 _broken = False
@@ -58,6 +68,19 @@ def refuse_after_fork() -> None:
         )
 
 
+def opened() -> None:
+    """A channel of ours was opened."""
+    global _open
+    _open += 1
+
+
+def closed() -> None:
+    """One of them was closed."""
+    global _open, _closed
+    _open -= 1
+    _closed = time.monotonic()
+
+
 def pending(loop: asyncio.AbstractEventLoop | None) -> list[Any]:
     """A loop that nobody runs here, and its tasks, which do not complain when they are destroyed."""
     tasks = [] if loop is None else list(asyncio.all_tasks(loop))
@@ -68,7 +91,13 @@ def pending(loop: asyncio.AbstractEventLoop | None) -> list[Any]:
 
 def _before() -> None:
     global _live
-    _live = any(thread.name.endswith(_POLLER) for thread in threading.enumerate())
+    pollers = [thread for thread in threading.enumerate() if thread.name.endswith(_POLLER)]
+    until = _closed + END_SECONDS
+    while _open == 0 and any(thread.is_alive() for thread in pollers) and time.monotonic() < until:
+        time.sleep(0.002)
+    if _open or time.monotonic() < until:
+        time.sleep(SETTLE_SECONDS)
+    _live = any(thread.is_alive() for thread in pollers)
 
 
 def _in_child() -> None:

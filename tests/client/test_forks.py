@@ -1,7 +1,11 @@
 """A client and a fork: what was made before it says so at once, and a new one works where gRPC allows."""
 
+import threading
+
 import pytest
 from programs import run
+
+from edge_attention.client import forks
 
 FORKED = """
 import asyncio, concurrent.futures, gc, multiprocessing, os, signal, sys, threading, time
@@ -265,3 +269,21 @@ print(names(client))
     assert refused.startswith(REFUSED)
     assert code == "0"
     assert parent.startswith("['a'")
+
+
+def test_a_fork_right_after_the_last_client_was_closed_waits_for_grpc_s_thread(monkeypatch):
+    """It may be there for a moment more; then a new client in the child would be refused."""
+    for name, value in {"_POLLER": "(mine)", "_open": 0, "_live": False, "END_SECONDS": 60.0}.items():
+        monkeypatch.setattr(forks, name, value)
+    monkeypatch.setattr(forks, "_closed", forks._closed)
+    go = threading.Event()
+    poller = threading.Thread(target=go.wait, args=(120,), name="a (mine)", daemon=True)
+    poller.start()
+    forks.opened()
+    forks._before()
+    assert forks._live, "one is open"
+    forks.closed()
+    threading.Timer(0.05, go.set).start()
+    forks._before()
+    assert not forks._live
+    assert not poller.is_alive()
