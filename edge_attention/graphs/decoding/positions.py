@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import numpy as np
 import onnxruntime
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.tensors import Array
@@ -16,7 +16,7 @@ from edge_attention.graphs.onnx_builder import IR_VERSION
 from edge_attention.graphs.onnx_file import first_line
 from edge_attention.graphs.reading.needed import reads
 
-__all__ = ["free_of_the_past"]
+__all__ = ["first_row", "free_of_the_past"]
 
 _TRIED = (5, 9)
 
@@ -68,6 +68,31 @@ def free_of_the_past(graph: StepGraph, inputs: DecoderInputs, outputs: Collectio
     raise FailedPrecondition(
         f"{', '.join(left)[:200]} is needed beside attention, and not as positions of the new tokens"
     )
+
+
+def first_row(graph: StepGraph, positions: str, index: str) -> int:
+    """Which row of a table is looked up for the first token: some files begin with the third. 0 where that
+    depends on more than `positions`."""
+    nodes = graph.before([index], [positions])
+    read = {name for node in nodes for name in reads(node)}
+    tensors = [t for t in graph.model.graph.initializer if t.name in read]
+    known = graph.inputs.get(positions)
+    kind = known.type.tensor_type.elem_type if known is not None else TensorProto.INT64
+    given = helper.make_tensor_value_info(positions, kind, [1, 1])
+    model = helper.make_model(
+        helper.make_graph(nodes, "row", [given], [ValueInfoProto(name=index)], tensors),
+        opset_imports=list(graph.model.opset_import),
+        ir_version=min(graph.model.ir_version, IR_VERSION),
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+        zero = np.zeros((1, 1), helper.tensor_dtype_to_np_dtype(kind))
+        (found,) = session.run(None, {positions: zero})
+        return max(int(np.max(found)), 0)
+    except Exception:  # it takes more, or is no number
+        return 0
 
 
 def _aside(graph: StepGraph, inputs: DecoderInputs) -> list[NodeProto]:

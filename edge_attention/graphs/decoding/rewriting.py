@@ -24,7 +24,7 @@ from edge_attention.graphs.decoding.grouped import GROUPED, rewrite_grouped
 from edge_attention.graphs.decoding.input_sizes import read_sizes_off
 from edge_attention.graphs.decoding.joining import branches_of, pasts_of
 from edge_attention.graphs.decoding.memory import require_token_by_token
-from edge_attention.graphs.decoding.positions import free_of_the_past
+from edge_attention.graphs.decoding.positions import first_row, free_of_the_past
 from edge_attention.graphs.decoding.step_graph import DecoderInputs, StepGraph, label
 
 __all__ = ["ROWS", "SCALES", "SteppedModel", "as_steps"]
@@ -185,7 +185,8 @@ def _tables(graph: StepGraph, positions: str) -> int:
         if node.op_type == "Gather" and len(node.input) > 1 and node.input[1] in after:
             axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
             if node.input[0] in sizes and axis == 0:
-                length = min(length, int(sizes[node.input[0]][0]))
+                rows = int(sizes[node.input[0]][0])
+                length = min(length, rows - first_row(graph, positions, node.input[1]))
         if node.op_type == "RotaryEmbedding":
             length = min([length, *(int(sizes[n][0]) for n in node.input[1:4] if len(sizes.get(n, ())) == 2)])
     return length

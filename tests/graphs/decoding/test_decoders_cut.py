@@ -306,6 +306,24 @@ def test_a_mask_of_so_many_tokens_says_how_long_a_session_may_be(tmp_path):
     logits_are_the_files(tmp_path / "model.onnx", PLANS["heads"])
 
 
+def test_positions_that_begin_further_on_in_their_table_are_fewer(tmp_path):
+    """As OPT and BART have them: the first token has the third row."""
+    tables = {}
+
+    def begin(model):
+        rows = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if len(tensor.dims) == 2}
+        name = next(v.name for v in model.graph.input if "position" in v.name)
+        node = next(n for n in model.graph.node if n.op_type == "Gather" and n.input[1] == name)
+        tables["rows"] = rows[node.input[0]]
+        at = list(model.graph.node).index(node)
+        model.graph.node.insert(at, onnx.helper.make_node("Add", [name, "two!"], ["further!"]))
+        node.input[1] = "further!"
+        constants(model, **{"two!": 2})
+
+    stepped = as_steps(changed("gpt2_cached", begin, tmp_path))
+    assert stepped.length == tables["rows"] - 2
+
+
 def test_activations_quantised_over_all_rows_go_one_by_one(tmp_path):
     """As `quantize_dynamic` writes them: what a row is told does not depend on another session's."""
     quantize_dynamic(EXPORTS / "gpt2_cached.onnx", tmp_path / "model.onnx", weight_type=QuantType.QInt8)
