@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from aggregator.fleet.pace import SELDOM_SECONDS, Pace, pace_of
 from aggregator.fleet.registration import description_bytes, require_modest
+from edge_attention.core.data_digests import tell_other_data
 from edge_attention.core.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
 from edge_attention.core.messages.fleet import Node, NodeState
 from edge_attention.core.messages.link import PROTOCOL, SPOKEN, Heartbeat, Register
@@ -377,15 +378,15 @@ class Membership:
 
 
 def _replaced(before: Register, now: Register) -> str:
-    """Datasets of both of which something is another; a digest that only one says tells nothing."""
+    """Datasets of both of which something is another; digests of different keys tell nothing."""
     known = {dataset.name: dataset for dataset in before.datasets}
     found = []
     for dataset in now.datasets:
         was = known.get(dataset.name)
         if was is None:
             continue
-        told = bool(was.digest and dataset.digest)
-        if replace(was, digest="") != replace(dataset, digest="") or (told and was.digest != dataset.digest):
+        other = tell_other_data(was.digest, dataset.digest)
+        if other or replace(was, digest="") != replace(dataset, digest=""):
             found.append(repr(dataset.name))
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
     return ", ".join(found[:NAMED]) + more

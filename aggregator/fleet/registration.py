@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edge_attention.core.data_digests import DIGEST_LENGTH
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages.box import Box
 from edge_attention.core.messages.link import Dataset, Register
@@ -52,7 +53,7 @@ def _require_dataset(dataset: Dataset, who: str) -> None:
     require_name(dataset.name, f"{who}: dataset")
     what = f"{who}: dataset {dataset.name!r}: columns"
     _require_count(dataset.columns, what, COLUMNS)
-    _require_text(dataset.digest, f"{who}: dataset {dataset.name!r}: its digest", 64)
+    _require_text(dataset.digest, f"{who}: dataset {dataset.name!r}: its digest", DIGEST_LENGTH)
     for column in dataset.columns:
         _require_text(column.name, f"{what}: a name", WORDS)
         if len(column.shape) > MAX_RANK:

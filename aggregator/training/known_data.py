@@ -1,7 +1,8 @@
 """Whether nodes still have the data that a run began with: what they declare of it, and no word more.
 
 Of each dataset that is its rows, and a digest with a key of its node's alone (edge_node/data/digests.py), of
-which equality is all that it tells. A node without --store and --id-key declares none.
+which equality is all that it tells. A node without --store and --id-key declares none, and one whose store
+was emptied has another key: of those their rows are all that is known.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from aggregator.fleet.membership import Membership
 from aggregator.store.state import State
+from edge_attention.core.data_digests import tell_other_data
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.messages.link import Dataset
 
@@ -34,11 +36,8 @@ class KnownData:
         """What of `now`, the same dataset later, is another, in words; empty: nothing, as far as it tells."""
         if now.rows != self.rows:
             return f"it has {now.rows:,} rows, and had {self.rows:,}"
-        if self.digest and now.digest and now.digest != self.digest:
-            return (
-                "it has as many rows, and other values or columns (or the node has another --store, which "
-                "keeps the key that tells)"
-            )
+        if tell_other_data(self.digest, now.digest):
+            return "it has as many rows, and other values or columns"
         return ""
 
 

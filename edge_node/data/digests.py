@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edge_attention.core.data_digests import named_digest
 from edge_attention.tables.table import Table
 
 __all__ = ["data_digest", "digest_key"]
@@ -51,7 +52,7 @@ def digest_key(store: Path | None, secret: bytes) -> bytes:
 
 
 def data_digest(table: Table, key: bytes) -> str:
-    """HMAC-SHA-256 of the table, in hex: of its ids, and of each column's name, type and values, in order."""
+    """As `named_digest`, by HMAC-SHA-256: of the table's ids, and of each column's name, type and values."""
     found = hmac.new(key, digestmod=hashlib.sha256)
 
     def add(what: bytes) -> None:
@@ -69,4 +70,4 @@ def data_digest(table: Table, key: bytes) -> str:
         for array in (column.values, *(() if column.missing is None else (column.missing,))):
             for start in range(0, len(array), _ROWS):
                 found.update(np.ascontiguousarray(array[start : start + _ROWS]).tobytes())
-    return found.hexdigest()
+    return named_digest(hmac.digest(key, b"name", "sha256"), found.digest())

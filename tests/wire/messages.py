@@ -144,6 +144,8 @@ def values(
         ]
         flat = [k for k in kinds if depth > 0 or k[0] is not program.Repeat]
         return st.one_of([instances(cls, child, depth - 1) for cls, child in flat])
+    if origin in (typing.Union, types.UnionType) and bytes in args:  # may be sent in pieces; arrives in one
+        return values(bytes, field, message, depth)
     if origin in (typing.Union, types.UnionType) and type(None) in args:
         rest = [arg for arg in args if arg is not type(None)]
         return st.none() | values(typing.Union[tuple(rest)], field, message, depth)  # noqa: UP007

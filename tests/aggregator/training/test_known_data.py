@@ -27,10 +27,11 @@ def known(rows=30, digest="d", node="a"):
     [
         (known(), known(), ""),
         (known(), known(31), "it has 31 rows, and had 30"),
-        (known(), known(digest="e"), "as many rows, and other values"),
         (known(digest=""), known(29, ""), "it has 29 rows, and had 30"),
         (known(digest=""), known(), ""),
         (known(), known(digest=""), ""),
+        (known(digest="k" * 16 + "d"), known(digest="k" * 16 + "e"), "as many rows, and other values"),
+        (known(digest="k" * 16 + "d"), known(digest="l" * 16 + "e"), ""),
     ],
 )
 def test_what_is_another_is_said_as_far_as_nodes_tell(was, now, said):
