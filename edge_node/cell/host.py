@@ -169,9 +169,6 @@ class Cell:
         except Nonsense as error:
             self._tell(self._state.nonsense, number, str(error), self._clock())
             raise Gone from None
-        except GeneratorExit:
-            process.end(kill=True)  # what it answers would be taken for the next job's answer
-            raise
         except (Gone, OSError):
             # Nothing more can be said on this lane: either it is about to end, or it has to.
             try:
@@ -179,6 +176,12 @@ class Cell:
             finally:
                 process.end_if_it_lives()
             raise Gone from None
+        except EdgeAttentionError:
+            raise  # the cell has said so, or was not asked
+        except BaseException:
+            # Steps that are closed, or no memory for what was answered: the lane may have more to say.
+            self._tell(self._state.given_up, number, self._clock())
+            raise
 
     def _take_hold(
         self, process: CellProcess, number: int, graph: GraphFile

@@ -208,6 +208,12 @@ class CellState:
             return [Notice(f"{error.message}: its process is ended"), *self._kill(now)]
         return self._end_for(job, error, blame=True, now=now)
 
+    def given_up(self, job: int, now: float) -> list[Action]:
+        """Nobody hears what the cell answers to this job, which may be on its way: the next to use the lane
+        would take it for its own. So nobody uses it any more."""
+        found = self._jobs.get(job)
+        return [] if found is None or found.lane is None or self._killed else self._kill(now)
+
     def tick(self, now: float, used: Usage) -> list[Action]:
         """What is due by `now`, a reading of the clock, given the processor time the cell has `used`.
 

@@ -143,10 +143,25 @@ def test_steps_given_up_amid_a_run_end_the_process_and_the_next_has_its_own_answ
     assert np.array_equal(graph.run({"x": X}, ["y"], Stop())[0], 2 * X)
     cell = runtime.cells.public
     pid, running = cell.pid, graph.steps({"x": X + 7}, ["y"], Stop())
-    assert next(running) != ANYTHING
+    assert readable(next(running), 60.0)  # the answer that nobody takes is there
     running.close()
     assert np.array_equal(graph.run({"x": X}, ["y"], Stop())[0], 2 * X)
     assert cell.pid != pid
+
+
+def test_an_answer_there_was_no_memory_to_read_is_not_the_next_run_s(runtime, monkeypatch):
+    graph = runtime.cached(DIGEST)
+    graph.run({"x": X}, ["y"], Stop())
+    running = graph.steps({"x": X + 7}, ["y"], Stop())
+    assert readable(next(running), 60.0)
+
+    def full(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(Channel, "take", full)
+        at_once(running)
+    assert np.array_equal(graph.run({"x": X}, ["y"], Stop())[0], 2 * X)
 
 
 def test_to_see_a_cell_end_that_has_hung_up_is_a_wait_of_its_own(runtime, monkeypatch):

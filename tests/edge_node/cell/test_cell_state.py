@@ -163,6 +163,19 @@ def test_a_cell_that_talks_nonsense_is_ended_and_who_heard_it_is_tried_alone(cel
     assert Blame("b") in actions
 
 
+def test_a_lane_whose_answer_nobody_hears_is_nobody_s_again(cell):
+    running(cell, "a", "b")
+    assert cell.given_up(1, 1.0) == [EndCell(kill=True)]
+    assert cell.given_up(2, 1.0) == []
+    assert cell.done(1, 1.0) == []
+    assert not granted(cell.ask(3, "a", 1.1))
+    assert not failed(cell.died(KILL, 1.2))
+    assert granted(cell.ready(2.0)) == {2: 0}  # it was amid a run
+    cell.done(2, 2.1)
+    cell.died("exit code 0", 2.2)
+    assert granted(cell.ready(2.3)) == {3: 0}
+
+
 def test_one_that_cannot_start_fails_all_who_wait_and_the_next_may_try_again(cell):
     cell.ask(1, "a", 0.0)
     cell.ask(2, "b", 0.0)
@@ -200,7 +213,7 @@ def test_nothing_is_left_when_the_node_leaves(cell):
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["ask", "done", "stop", "die", "kill", "tick", "ready", "nonsense", "load"]),
+        st.sampled_from(["ask", "done", "stop", "die", "kill", "tick", "ready", "nonsense", "given up", "load"]),
         st.integers(0, 5),
         st.floats(0.1, 400.0),
     ),
@@ -264,6 +277,10 @@ def test_whatever_happens_every_job_ends_once_and_the_invariants_hold(events):
                 perform(cell.ready(now))
             case "nonsense" if job is not None:
                 perform(cell.nonsense(job, "x", now))
+            case "given up" if job is not None:
+                perform(cell.given_up(job, now))
+                del open_[job], lanes[job]
+                perform(cell.done(job, now))
             case "load" if job is not None:
                 perform(cell.loading(job, number % 2 == 0))
     # Whoever is left gets an end if cells go on dying.
