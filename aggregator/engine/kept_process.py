@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from aggregator.bounds.bounds import ProcessBound
 from aggregator.engine import apart
-from edge_attention.core.errors import DeadlineExceeded, InvalidArgument, Unavailable
+from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, InvalidArgument, Unavailable
 from edge_attention.core.printable import shown
 
 __all__ = ["FRAME_BYTES", "KeptProcess", "serve"]
@@ -92,8 +92,10 @@ class KeptProcess:
                     f"bound {self._bound.name}-seconds: {self._what} took more than "
                     f"{self._bound.seconds:g} s to answer; send less, or deploy the model with other files"
                 ) from None
-            except asyncio.CancelledError:
-                await self._end()  # its answer would be taken for the next one's
+            except EdgeAttentionError:
+                raise
+            except BaseException:  # cancelled, or no memory for the answer
+                await self._end()  # what it answers would be taken for the next one's answer
                 raise
 
     async def close(self) -> None:
