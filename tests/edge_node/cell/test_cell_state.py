@@ -213,7 +213,9 @@ def test_nothing_is_left_when_the_node_leaves(cell):
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["ask", "done", "stop", "die", "kill", "tick", "ready", "nonsense", "given up", "load"]),
+        st.sampled_from(
+            ["ask", "done", "stop", "die", "kill", "tick", "ready", "nonsense", "given up", "load"]
+        ),
         st.integers(0, 5),
         st.floats(0.1, 400.0),
     ),
