@@ -15,6 +15,7 @@ from typing import Protocol, cast
 
 from aggregator.engine.exchange import REFUSALS, Exchange
 from aggregator.engine.outcome import Outcome
+from aggregator.engine.overlaps import Overlaps
 from aggregator.engine.returned import Returned, ReturnedTensor, close
 from aggregator.engine.shards import Action, Assignment, Deliver, Revoke, SendProgram
 from aggregator.engine.spool import SpooledTensor
@@ -83,6 +84,8 @@ class _Running:
     run_seconds: dict[str, float] = field(default_factory=dict)
     task_seconds: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    alone: set[str] = field(default_factory=set)
+    """Shards whose node had no other task while it had theirs."""
     flight: dict[str, set[str]] = field(default_factory=dict)
     """Node -> tasks it has been sent and has not ended."""
     held: dict[str, dict[str, Program | Call]] = field(default_factory=dict)
@@ -100,6 +103,7 @@ class Dispatcher:
         # Task ids of an earlier life of this aggregator must not be taken for this one's.
         life = secrets.token_hex(4)
         self._ids = (f"{life}-{n}" for n in itertools.count())
+        self._overlaps = Overlaps()
         self._changed = asyncio.Event()
         self._watching: list[Callable[[str], None]] = []
         # Task -> the node it was posted to.
@@ -125,7 +129,8 @@ class Dispatcher:
         self._changed = asyncio.Event()
         for running in list(self._running.values()):
             # What a node that is back has to be sent again the exchange says, what it has lost, too.
-            running.flight.pop(name, None)
+            for task in running.flight.pop(name, ()):
+                self._overlaps.end(name, task)
             running.held.pop(name, None)
             self._perform(running, running.exchange.node(name))
             if running.say is not None:
@@ -171,6 +176,8 @@ class Dispatcher:
             if contribution.final:
                 shard, took = contribution.shard, time.perf_counter() - running.began
                 running.seconds[shard] = took
+                alone = self._overlaps.alone(contribution.task_id)
+                (running.alone.add if alone else running.alone.discard)(shard)
                 running.run_seconds[shard] = _within(contribution.run_seconds, took)
                 running.task_seconds[shard] = _within(contribution.task_seconds, took)
             self._perform(running, actions, large)
@@ -245,6 +252,9 @@ class Dispatcher:
                 timer.cancel()
             if not exchange.done:
                 self._perform(running, exchange.cancel())
+            for node, tasks in running.flight.items():
+                for task in tasks:
+                    self._overlaps.end(node, task)
             del self._running[exchange.id]
             self._observer.ran(running.run_seconds)
         answered, missing = exchange.answered, exchange.missing
@@ -253,7 +263,9 @@ class Dispatcher:
         if exchange.failure is not None:
             raise exchange.failure
         seconds = {shard: running.seconds[shard] for shard in answered}
-        return Outcome(answered, missing, running.run_seconds, running.task_seconds, seconds)
+        return Outcome(
+            answered, missing, running.run_seconds, running.task_seconds, seconds, frozenset(running.alone)
+        )
 
     def post(self, node: str, instructions: tuple[Instruction, ...]) -> None:
         """Have `node` run instructions nobody waits for, if it is connected."""
@@ -322,6 +334,7 @@ class Dispatcher:
         flight = running.flight.setdefault(node, set())
         if program.task_id in flight or len(flight) < WINDOW:
             flight.add(program.task_id)
+            self._overlaps.begin(node, program.task_id)
             try:
                 connection.send(program)
             except EdgeAttentionError as error:
@@ -333,6 +346,7 @@ class Dispatcher:
 
     def _ended(self, running: _Running, node: str, task_id: str) -> None:
         """The node has ended a task of the exchange, or nobody waits for it: it gets the next one."""
+        self._overlaps.end(node, task_id)
         flight, held = running.flight.get(node), running.held.get(node)
         if flight is not None:
             flight.discard(task_id)

@@ -62,6 +62,7 @@ class Outcome:
         answered: shard -> the node that answered.
         run_seconds, task_seconds: by shard, in graphs and from a task's arrival to its end, as nodes say.
         seconds: by shard that answered, from the start to its last word.
+        alone: shards whose node had no other task of this aggregator while it had theirs.
     """
 
     answered: Mapping[str, str]
@@ -69,6 +70,7 @@ class Outcome:
     run_seconds: Mapping[str, float] = field(default_factory=dict)
     task_seconds: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    alone: frozenset[str] = frozenset()
 
     @property
     def cause(self) -> type[EdgeAttentionError]:

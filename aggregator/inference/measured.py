@@ -104,6 +104,9 @@ class NodeMeasures:
     ) -> None:
         """A request was answered by these segments of the schedule in `folder`.
 
+        A node that has several calls at once takes as many times as long for each, which says nothing of how
+        quick it is: such steps are left out, and links and requests of which one is are, too.
+
         Args:
             threads: of each node.
             links: whether their time on the way says something; not where nodes were sent programs as well.
@@ -131,6 +134,11 @@ class NodeMeasures:
         steps: dict[int, list[SegmentRun]] = {}
         for one in segments:
             steps.setdefault(one.step, []).append(one)
+        if not all(one.alone for one in segments):
+            # Nor is the aggregator at work for this request alone: neither calls nor requests take what they
+            # are predicted to. Of its steps, those say how quick nodes are that did nothing else meanwhile.
+            steps = {step: asked for step, asked in steps.items() if all(one.alone for one in asked)}
+            links = False
         computed: dict[str, list[tuple[float, float]]] = {}
         beside: dict[str, list[tuple[int, float]]] = {}
         called: dict[str, list[tuple[float, float, float]]] = {}

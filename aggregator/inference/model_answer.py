@@ -30,6 +30,7 @@ class SegmentRun:
         run: seconds in graphs, as the node says.
         seconds: from when it was asked to its last word.
         sent, received: bytes of tensors.
+        alone: whether its node had nothing else to do for this aggregator meanwhile.
     """
 
     step: int
@@ -39,6 +40,7 @@ class SegmentRun:
     seconds: float
     sent: int
     received: int
+    alone: bool = True
 
 
 @dataclass(frozen=True, eq=False)

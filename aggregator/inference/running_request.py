@@ -212,7 +212,8 @@ class RunningRequest:
             call, one = calls[ask], ask.one
             self.seconds[f"part {one.part}"] += run
             took = outcome.seconds.get(shard, 0.0)
-            self.segments.append(SegmentRun(one.step, one.part, node, run, took, call.down, call.up))
+            alone = shard in outcome.alone
+            self.segments.append(SegmentRun(one.step, one.part, node, run, took, call.down, call.up, alone))
         self._missed(asks, outcome)
 
     def _came(self, ask: AskSegment, call: SegmentCall, outputs: Mapping[str, Array]) -> None:

@@ -70,7 +70,8 @@ async def warm_part(
                     outcome = await trips.make([errand], WARM_SECONDS, believed=())
                 for shard, at in outcome.answered.items():
                     run, took = outcome.run_seconds.get(shard, 0.0), outcome.seconds.get(shard, 0.0)
-                    warmed(SegmentRun(one.step, part, at, run, took, call.down, call.up))
+                    alone = shard in outcome.alone
+                    warmed(SegmentRun(one.step, part, at, run, took, call.down, call.up, alone))
             finally:
                 for digest in loans:
                     bulk.take_back(digest)

@@ -333,9 +333,10 @@ class WholeRunner:
         down, up = (sum(a.nbytes for a in of) for of in (feeds.values(), arrays))
         run, took = outcome.run_seconds.get("model", 0.0), outcome.seconds.get("model", 0.0)
         self._work.took(served.id, node, asked.size, run)
+        segment = SegmentRun(0, PART, node, run, took, down, up, "model" in outcome.alone)
         return ModelAnswer(
             dict(zip(names, arrays, strict=True)), True, 1.0, "", {f"part {PART}": run},
-            {node: down}, {node: up}, 0, (SegmentRun(0, PART, node, run, took, down, up),),
+            {node: down}, {node: up}, 0, (segment,),
         )  # fmt: skip
 
     def _missed(self, served: _Served, asked: _WholeRequest, node: str, missing: MissingShard) -> None:

@@ -70,6 +70,35 @@ def test_contributions_are_folded_and_counted():
     assert 0 < outcome.run_seconds["s"] <= min(outcome.seconds["s"], 0.5)
 
 
+def test_an_outcome_says_which_nodes_had_nothing_else_to_do_meanwhile():
+    async def scenario(house):
+        a, b = house.node("a"), house.node("b")
+        a.mute = b.mute = True
+        first = asyncio.create_task(
+            house.dispatcher.run([assignment("s"), assignment("t", ("b",))], 5.0, lambda _: None)
+        )
+        await until(lambda: a.programs and b.programs)
+        house.dispatcher.contribution("b", answer(b.programs[0]))
+        second = asyncio.create_task(
+            house.dispatcher.run([assignment("s"), assignment("t", ("b",))], 5.0, lambda _: None)
+        )
+        await until(lambda: len(a.programs) == 2 and len(b.programs) == 2)
+        for box in (a, b):
+            house.dispatcher.contribution(box.name, answer(box.programs[1]))
+        house.dispatcher.contribution("a", answer(a.programs[0]))
+        outcomes = [await first, await second]
+        # One that was given up is none that the next one meets.
+        late = asyncio.create_task(house.dispatcher.run([assignment()], 0.01, lambda _: None))
+        await late
+        third = asyncio.create_task(house.dispatcher.run([assignment()], 5.0, lambda _: None))
+        await until(lambda: len(a.programs) == 4)
+        house.dispatcher.contribution("a", answer(a.programs[3]))
+        return *outcomes, await third
+
+    first, second, third = run(scenario)
+    assert (first.alone, second.alone, third.alone) == ({"t"}, {"t"}, {"s"})
+
+
 def test_a_refused_contribution_tells_nothing_of_its_seconds():
     async def scenario(house):
         box = house.node("a")

@@ -93,6 +93,30 @@ def test_a_call_of_little_work_does_not_make_the_box_slow():
     assert a.call_seconds == pytest.approx(0.0005, rel=0.05)
 
 
+def test_what_a_node_took_for_several_at_once_says_nothing_of_how_quick_it_is():
+    """A node that others ask, too, takes as many times as long for each, and is no slower box for it."""
+    measures, threads = NodeMeasures(), {"a": 2, "b": 2}
+    base = stated_box("a", 2).seconds(WORK[0, 0], inf)
+    work = {**WORK, (1, 0): WORK[0, 0]}
+    for now in range(30):
+        measures.ran(work, [alone("a")], threads, float(now), took=base + 0.005)
+        measures.ran(work, [alone("b")], threads, float(now), took=base + 0.005)
+    before = [measures.told(node) for node in NODES], measures.hub()
+    for now in range(30, 100):
+        busy = replace(alone("a"), run=5 * base, seconds=5 * base + 0.05, alone=False)
+        # Of a request that met others at one step, the other steps say how quick their nodes are.
+        measures.ran(work, [busy, alone("b", 1)], threads, float(now), took=5 * base + 1.0)
+    a, b = map(measures.told, NODES)
+    assert (a, measures.hub()) == (before[0][0], before[1])
+    assert b.slowness == pytest.approx(before[0][1].slowness)
+    for now in range(100, 200):
+        slower = replace(alone("b", 1), run=2 * base, seconds=2 * base + 0.05)
+        measures.ran(work, [busy, slower], threads, float(now), took=5 * base + 1.0)
+    a, b = map(measures.told, NODES)
+    assert (a, b.latency) == (before[0][0], before[0][1].latency)
+    assert b.slowness > 1.05 * before[0][1].slowness
+
+
 def test_two_of_one_machine_are_slow_together_and_not_each():
     nodes = [NodeTold(name, 1 << 30, 0, 2, machine="m", cores=4.0) for name in "ab"]
     measures, base = NodeMeasures(), stated_box("a", 2).seconds(WORK[0, 0], inf)
