@@ -254,8 +254,9 @@ class NodeMeasures:
                 seconds = one.together.compute  # machines that are none of their own, and do not say so
             stated = stated_box(node, threads[node])
             self._measures.computed(node, [(stated.seconds(work, inf), seconds)], now)
+            # Of what takes less than a trip of nothing chance says which way is slower.
             down, up = (
-                max(far - near, 1e-6)
+                max(far - near, one.alone.empty, SHORTEST_WAY)
                 for near, far in pairwise((one.alone.empty, one.alone.down, one.alone.echo))
             )
             self._measures.skewed(node, up / down, now)
@@ -264,7 +265,9 @@ class NodeMeasures:
                 (one.alone.down, size, 0),
                 (one.alone.echo, size, size),
             ):
-                way = took - call - (to + back) * (byte + shared)
+                # What is stated of the aggregator's processor is more than a quick one takes.
+                here = min(call + (to + back) * byte, took / 2)
+                way = took - here - (to + back) * shared
                 self._measures.called(node, [(to, back, max(way, SHORTEST_WAY))], now)
             self._known[node] = now
         self.changes += 1

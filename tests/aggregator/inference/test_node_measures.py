@@ -193,6 +193,22 @@ def test_what_was_measured_before_any_answer_is_told():
     assert measures.hub().bandwidth == 0.0, "no link was longer busy for the others"
 
 
+@pytest.mark.parametrize(("down", "echo"), [(1.9, 1.9), (1.2, 2.6), (1.5, 1.5004), (1.05, 3.0)])
+def test_where_bytes_take_less_than_a_trip_of_none_no_way_is_taken_for_slower(down, echo):
+    """Milliseconds on loopback: what chance adds to one of the two would count as hundreds of times."""
+    call, empty = BoxLinks().call_seconds, 1.1e-3
+    times = TripTimes(0.01, empty, empty, 1e-3 * down, 1e-3 * echo)
+    measures = NodeMeasures()
+    measures.probed({"a": NodeTimes(times, times)}, {"a": 2}, {"a": ""}, PRODUCTS_WORK, MOVED, 0.0)
+    for now in range(30):
+        run = SegmentRun(0, 0, "a", 0.01, 0.01 + call + 1.3e-3, 50_000, 100_000)
+        measures.ran(WORK, [run], {"a": 2}, float(now))
+    told = measures.told(NODES[0])
+    way = 2 * told.latency + sum(size / speed for size, speed in ((5e4, told.down), (1e5, told.up)) if speed)
+    assert way == pytest.approx(1.3e-3 - 1.5e5 * BoxLinks().byte_seconds, rel=0.25)
+    assert told.up == told.down or 0.3 < told.up / told.down < 3
+
+
 @pytest.mark.parametrize("both", [False, True])
 def test_links_that_share_one_are_found_as_such(both):
     byte = 1e-7
