@@ -185,6 +185,8 @@ class PaperDecoder:
             if not seen:
                 continue
             scores = piece.scale * np.einsum("gsd,tgd->gst", q[row].astype(np.float64), keys[seen])
+            if piece.cap:
+                scores = piece.cap * np.tanh(scores / piece.cap)
             if piece.bias:
                 bias = values[piece.bias]
                 away = places[row] - np.array([known[i] for i in seen])
@@ -236,7 +238,8 @@ class WholeDecoder:
         for name, one in self._inputs.items():
             if len(one.shape) == 4:
                 width = one.shape[3] if isinstance(one.shape[3], int) else self._width(path)
-                self._past[name] = np.zeros((1, one.shape[1], 0, width), np.float32)
+                dtype = np.float16 if one.type == "tensor(float16)" else np.float32
+                self._past[name] = np.zeros((1, one.shape[1], 0, width), dtype)
 
     @staticmethod
     def _width(path: Path) -> int:

@@ -77,15 +77,16 @@ def encoder_feeds(
 
 
 def states_of(results: Mapping[str, Array], tokens: int | None) -> Float32:
-    """What the encoder made of one row, float32 [tokens, width]: its first output of three dimensions.
+    """What the encoder made of one row, float32 [tokens, width]: its first output of three dimensions,
+    float32 or float16.
 
     Raises:
         FailedPrecondition: it has none.
     """
     for array in results.values():
-        if array.ndim == 3 and array.dtype == np.float32 and array.shape[0] == 1:
-            return np.array(array[0, :tokens])
-    raise FailedPrecondition("the encoder gives no output float32 [batch, tokens, width]")
+        if array.ndim == 3 and array.dtype in (np.float32, np.float16) and array.shape[0] == 1:
+            return np.array(array[0, :tokens], np.float32)
+    raise FailedPrecondition("the encoder gives no output float32 or float16 [batch, tokens, width]")
 
 
 def _padded_to(tokens: int) -> int:

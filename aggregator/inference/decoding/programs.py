@@ -337,7 +337,7 @@ class _ProgramWriter:
         self._attention += 1
         self.windows[piece.window] = None
         rows = self._cut.rows
-        sees_all = not (piece.window or piece.bias or piece.lse)
+        sees_all = not (piece.window or piece.bias or piece.lse or piece.cap)
         if rows == 1 and sees_all and 1 <= piece.group <= ROW_GROUP:
             return self._attend_row(piece, f"{self._slots[0]}p{part}/a{number}/", kept)
         lo, hi = (
@@ -355,13 +355,16 @@ class _ProgramWriter:
                 self._append(piece, scope, place)
             last = at == len(self._slots) - 1
             out = (kept.get(piece.out) if last else None) or f"{self._own}o{number}.{at}"
-            lse = f"{self._own}l{number}.{at}"
+            lse = (kept.get(piece.lse) if last else None) or f"{self._own}l{number}.{at}"
             graph = "cached_decode" if rows <= DECODE_ROWS else "cached_prefill"
-            biased: dict[str, Value] = {}
+            more: dict[str, Value] = {}
+            if piece.cap:
+                graph = "cached_capped_prefill" if rows > DECODE_ROWS else "cached_capped"
+                more = {"cap": np.array(piece.cap, np.float32)}
             if piece.bias:
                 graph, where = "cached_biased", self._place("where", (rows, 1, 1), "float32")
                 self._instructions.append(Append(f"{scope}p", Stored(where), tile=TILE, place=place))
-                biased = {
+                more = {
                     "bias": self._names[piece.bias],
                     "where": Stored(where),
                     "places": Stored(f"{scope}p"),
@@ -379,7 +382,7 @@ class _ProgramWriter:
                         "hi": Stored(hi),
                         "before": before[0],
                         "before_lse": before[1],
-                        **biased,
+                        **more,
                     },
                     {"out": out, "lse": lse},
                 )

@@ -60,6 +60,7 @@ class AttentionPiece:
         bias: what is added to scores by distance, f32 [key heads, group, distances], the last for all beyond;
             empty: nothing.
         group: query heads a key head; 0: nobody has written it down, as earlier releases.
+        cap: c of c tanh(score / c), before biases are added; 0: none.
     """
 
     queries: str
@@ -72,6 +73,7 @@ class AttentionPiece:
     memory: bool = False
     bias: str = ""
     group: int = 0
+    cap: float = 0.0
 
 
 SegmentPiece = GraphPiece | AttentionPiece
@@ -210,10 +212,10 @@ def _to_piece(data: Any) -> SegmentPiece:
             bool(memory),
         )
     known = list(data)
-    queries, keys, values, out, lse, scale, window, memory, bias, group = (
-        known + [False, "", 0][len(known) - 7 :]
+    queries, keys, values, out, lse, scale, window, memory, bias, group, cap = (
+        known + [False, "", 0, 0.0][len(known) - 7 :]
     )
     return AttentionPiece(
         str(queries), str(keys), str(values), str(out), str(lse), float(scale), int(window), bool(memory),
-        str(bias), int(group),
+        str(bias), int(group), float(cap),
     )  # fmt: skip

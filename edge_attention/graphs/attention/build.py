@@ -11,6 +11,7 @@ stored_tiles                 some of what is stored, for exports and copies
 cached_decode, cached_prefill    new rows over one of several stored sequences
 cached_row       one row over one sequence
 cached_biased    the same with biases by distance
+cached_capped, cached_capped_prefill    as decode and prefill, with capped scores
 likeliest        the token with the largest logit
 """
 
@@ -40,6 +41,8 @@ _BUILDERS: tuple[Callable[[], onnx.ModelProto], ...] = (
     attention_tiled.attention_values,
     attention_tiled.attention_weights,
     attention_cached.cached_biased,
+    attention_cached.cached_capped,
+    attention_cached.cached_capped_prefill,
     attention_cached.cached_decode,
     attention_cached.cached_prefill,
     attention_cached.cached_row,

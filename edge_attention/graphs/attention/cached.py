@@ -21,10 +21,17 @@ from edge_attention.graphs.attention.tiled import (
 )
 from edge_attention.graphs.onnx_builder import FLOAT, INT64, Builder
 
-__all__ = ["cached_biased", "cached_decode", "cached_prefill", "cached_row"]
+__all__ = [
+    "cached_biased",
+    "cached_capped",
+    "cached_capped_prefill",
+    "cached_decode",
+    "cached_prefill",
+    "cached_row",
+]
 
 
-def _own_rows(g: Builder) -> tuple[Queries, str]:
+def _own_rows(g: Builder, capped: bool = False) -> tuple[Queries, str]:
     """The sequence's rows of all, and where they begin, int64 [1]."""
     q = g.input("q", FLOAT, ["N", "Hk", "G", "dk"])
     keys = g.input("keys", FLOAT, ["tiles", "Hk", "T", "dk"])
@@ -42,7 +49,8 @@ def _own_rows(g: Builder) -> tuple[Queries, str]:
     by_head = g("Transpose", g("Mul", mine, scale), perm=[1, 2, 0, 3])
     stacked = g("Reshape", by_head, g("Concat", hk, g.ints(-1), g.dim(q, 3), axis=0))
     heads = g("Mul", hk, g.dim(q, 2))
-    return Queries(stacked, keys, own(lo), own(hi), g.dim(mine, 0), heads, hk, tile, tiles), first
+    cap = g.input("cap", FLOAT, []) if capped else ""
+    return Queries(stacked, keys, own(lo), own(hi), g.dim(mine, 0), heads, hk, tile, tiles, cap), first
 
 
 def _finish(g: Builder, x: Queries, first: str, out: str, lse: str, dv: str) -> None:
@@ -75,8 +83,16 @@ def cached_decode() -> onnx.ModelProto:
     before_lse f32 (broadcast to lse) -> out f32 [N, Hk, G, dv], lse f32 [N, Hk, G, 1]: those of the
     sequence's rows, where other rows have `before`, which is 0 and -inf where nobody has made them yet.
     """
-    g = Builder("cached_decode")
-    x, first = _own_rows(g)
+    return _all_tiles(Builder("cached_decode"))
+
+
+def cached_capped() -> onnx.ModelProto:
+    """As `cached_decode`, with scores s as cap tanh(s / cap); cap f32 []."""
+    return _all_tiles(Builder("cached_capped"), capped=True)
+
+
+def _all_tiles(g: Builder, capped: bool = False) -> onnx.ModelProto:
+    x, first = _own_rows(g, capped)
     values = g.input("values", FLOAT, ["tiles", "Hk", "T", "dv"])
     p, tile_lse = softmax(g, tile_scores(g, x))
     weight, lse = merge_tiles(g, tile_lse)
@@ -116,8 +132,16 @@ def cached_row() -> onnx.ModelProto:
 
 def cached_prefill() -> onnx.ModelProto:
     """Attention of many rows: tiles in order, in the memory of one tile's scores. As `cached_decode`."""
-    g = Builder("cached_prefill")
-    x, first = _own_rows(g)
+    return _tiles_in_order(Builder("cached_prefill"))
+
+
+def cached_capped_prefill() -> onnx.ModelProto:
+    """As `cached_prefill`, with scores s as cap tanh(s / cap); cap f32 []."""
+    return _tiles_in_order(Builder("cached_capped_prefill"), capped=True)
+
+
+def _tiles_in_order(g: Builder, capped: bool = False) -> onnx.ModelProto:
+    x, first = _own_rows(g, capped)
     values = g.input("values", FLOAT, ["tiles", "Hk", "T", "dv"])
     lse, out = scan(g, x, values)
     _finish(g, x, first, out, lse, g.dim(values, 3))

@@ -52,6 +52,12 @@ class Queries:
     hk: str
     tile: str
     tiles: str
+    cap: str = ""
+    """c of c tanh(score / c), f32 []; empty: none."""
+
+    def capped(self, g: Builder, scores: str) -> str:
+        """The scores, none of them beyond the cap."""
+        return g("Mul", g("Tanh", g("Div", scores, self.cap)), self.cap) if self.cap else scores
 
 
 def _queries(g: Builder) -> Queries:
@@ -153,6 +159,7 @@ def tile_scores(g: Builder, x: Queries) -> str:
         return [b("Transpose", s, perm=[0, 1, 3, 2])]
 
     s = g.either(_few(g, g.dim(x.rows, 1)), by_row, together, [["tiles", "Hk", "R", "T"]])[0]
+    s = x.capped(g, s)
     visible = g("Unsqueeze", _visible(g, x, _all_tokens(g, x)), g.ints(1))
     return _hide(g, x, s, visible, (x.tiles,))
 
@@ -309,7 +316,7 @@ def _tile_partial(
     g: Builder, x: Queries, keys: str, values: str | None, start: str, masked: bool
 ) -> list[str]:
     """(lse, out) of one tile: keys [Hk, T, dk], values [Hk, T, dv]."""
-    s = g("MatMul", x.rows, g("Transpose", keys, perm=[0, 2, 1]))
+    s = x.capped(g, g("MatMul", x.rows, g("Transpose", keys, perm=[0, 2, 1])))
     if masked:
         offsets = g("Range", g.const(np.int64(0)), g("Squeeze", x.tile), g.const(np.int64(1)))
         s = _hide(g, x, s, _visible(g, x, g("Add", offsets, start)), ())

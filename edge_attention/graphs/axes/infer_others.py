@@ -81,7 +81,7 @@ def _matmul_nbits(forms: Forms, at: Attributes) -> list[TensorForm]:
 
 def _cached_attention(forms: Forms, at: Attributes) -> list[TensorForm]:
     q, v = _known(forms[0]), _known(forms[2])
-    return [TensorForm("float32", (*q.shape[:-1], v.shape[-1]))]
+    return [TensorForm("float32", (*q.shape[:-1], width)) for width in (v.shape[-1], 1)]
 
 
 def _like(kind: str, *positions: int, of: int = 0) -> MakesForms:

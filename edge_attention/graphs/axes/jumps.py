@@ -16,7 +16,7 @@ from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.rule import Does
 from edge_attention.graphs.axes.rules_moves import MOVES
 
-__all__ = ["exact_only", "jumps"]
+__all__ = ["exact_only", "jumps", "narrow_kind"]
 
 _INT8 = 4
 """`accuracy_level` of a product that rounds its activations to int8, a scale to each block."""
@@ -36,8 +36,11 @@ def jumps(axes: Axes, cuts: Collection[Cut], merged: bool = False) -> str:
     Args:
         merged: parts of an attention's keys are merged, which are floats.
     """
-    if why := _narrow(axes):
-        return why
+    if narrow := narrow_kind(axes):
+        return (
+            f"the file computes in {narrow}, so that parts agree with the whole to about 1e-3 only; "
+            "replicate answers to the bit"
+        )
     if not {*_WITHIN}.isdisjoint(cuts) and (why := _packed(axes) or _loosened(axes)):
         return why
     return _quantised(axes, merged) if merged or Cut.HEADS in cuts else ""
@@ -66,17 +69,15 @@ def _loosened(axes: Axes) -> str:
     )
 
 
-def _narrow(axes: Axes) -> str:
-    """Of a file that computes in float16: what ONNX Runtime makes of each operator is rounded to it."""
+def narrow_kind(axes: Axes) -> str:
+    """In what a file computes that computes in float16, and where: what ONNX Runtime makes of each operator
+    is rounded to it. Empty: it does not."""
     bound = axes.bound
     for node in bound.nodes:
         name = node.output[0] if node.output else ""
         kind = bound.specs[name].dtype if name in bound.specs else ""
         if kind in ("float16", "bfloat16") and name not in axes.static and node.op_type not in _MOVES:
-            return (
-                f"the file computes in {kind} (as {node.op_type} '{node.name or name}'), so that parts agree "
-                "with the whole to about 1e-3 only; replicate answers to the bit"
-            )
+            return f"{kind} (as {node.op_type} '{node.name or name}')"
     return ""
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, SparseTensorProto, TensorProto, helper, numpy_helper
 
 from edge_attention.core.errors import DataLoss, InvalidGraph, NotFound
 from edge_attention.core.schedule.extents import take
@@ -34,7 +34,7 @@ MAX_WEIGHTS = 100_000
 MAX_GRAPH = 64 << 20
 """Bytes of a model without its large constants."""
 
-_GRAPH, _INITIALIZER = 7, 5
+_GRAPH, _INITIALIZER, _SPARSE = 7, 5, 15
 _DIMS, _DATA_TYPE, _NAME, _RAW, _EXTERNAL, _LOCATION = 1, 2, 8, 9, 13, 14
 _FLOATS, _DOUBLES = 4, 10
 """Fields that hold numbers of one size each, one after the other, as raw data does."""
@@ -190,6 +190,10 @@ class _Slimming:
                     if name not in inputs:
                         new.append(value)
                     continue
+            if number == _SPARSE:
+                dense = self._dense(first, last)
+                out += _varint(_INITIALIZER << 3 | 2) + _varint(len(dense)) + dense
+                continue
             out += self._copied(begin, last)
         for value in new:
             out += _varint(11 << 3 | 2) + _varint(len(value)) + value
@@ -262,6 +266,53 @@ class _Slimming:
         self._shapes[tensor.name] = shape
         self._last_name = tensor.name
         return helper.make_tensor_value_info(tensor.name, tensor.data_type, shape).SerializeToString()
+
+    def _dense(self, start: int, end: int) -> bytes:
+        """A sparse initializer as a dense one, which stays in the graph."""
+        try:
+            if end - start > MAX_GRAPH // 4:  # numbers of one byte are eight in memory
+                raise InvalidGraph(
+                    f"{self._where}: a sparse initializer of {end - start:,} bytes; make it dense"
+                )
+            sparse = SparseTensorProto.FromString(self._copied(start, end))
+        except InvalidGraph:
+            raise
+        except Exception:
+            raise self._broken(start) from None
+        name, shape = sparse.values.name, tuple(sparse.dims)
+        what = f"{self._where}: the sparse initializer {name[:80]!r}"
+        if not name or name in self._names:
+            raise InvalidGraph(f"{what} has no name of its own; make it dense")
+        self._names.add(name)
+        if any(part.data_location == TensorProto.EXTERNAL for part in (sparse.values, sparse.indices)):
+            raise InvalidGraph(f"{what} has its numbers in another file; make it dense")
+        try:
+            values = np.asarray(numpy_helper.to_array(sparse.values))
+            places = np.asarray(numpy_helper.to_array(sparse.indices))
+        except Exception as error:  # whatever it says of bytes that are too many or too few
+            raise InvalidGraph(f"{what} cannot be read ({error}); make it dense") from None
+        count = math.prod(shape)
+        flat = places.ndim == 1
+        fits = all(dim > 0 for dim in shape) and values.ndim == 1 and values.dtype.kind in "fiub"
+        fits = fits and places.dtype == np.int64 and len(places) == len(values)
+        if not fits or not (flat or places.shape[1:] == (len(shape),)):
+            raise InvalidGraph(
+                f"{what} has {values.dtype.name} {list(values.shape)} at {list(places.shape)} places of "
+                f"{list(shape)}, which do not go together; make it dense"
+            )
+        size = count * values.dtype.itemsize
+        if self._kept + size > MAX_GRAPH:
+            raise InvalidGraph(
+                f"{what} takes {size:,} bytes once it is dense, and {MAX_GRAPH:,} is the most of what stays "
+                "in the graph (MAX_GRAPH); make it dense in the file"
+            )
+        most = np.array([count] if flat else shape, np.int64)
+        if ((places < 0) | (places.reshape(len(places), -1) >= most).reshape(places.shape)).any():
+            raise InvalidGraph(f"{what} has numbers beyond its shape {list(shape)}; make it dense")
+        self._kept += size
+        dense = np.zeros(shape, values.dtype)
+        dense.reshape(-1)[places if flat else np.ravel_multi_index(tuple(places.T), shape)] = values
+        return numpy_helper.from_array(dense, name).SerializeToString()
 
     def _external(
         self, tensor: TensorProto, dtype: np.dtype[np.generic], shape: tuple[int, ...], size: int

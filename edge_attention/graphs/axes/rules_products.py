@@ -244,7 +244,7 @@ def _spelled(term: str, dots: int, most: int) -> list[str]:
 def cached_attention(make: Making) -> None:
     """Attention over stored keys and values (graphs/decoding): q [r, g, s, d], k [r, g, d], v [r, g, e].
 
-    With biases by distance [g, s, n], if there are any.
+    With biases by distance [g, s, n], if there are any; a second result is the lse [r, g, s, 1].
     """
     rows = make.factor(make.x(0)[0], Does.WHOLE)
     make.why = f"{make.label} has rows of several sequences, each stored in one place"
@@ -256,6 +256,7 @@ def cached_attention(make: Making) -> None:
     if len(make.node.input) > 3:
         make.operand(3, [groups, shared, make.factor(make.x(3)[2], Does.WHOLE)])
     make.result(0, [rows, groups, shared, values])
+    make.result(1, [rows, groups, shared, ()])
 
 
 def experts(make: Making) -> None:

@@ -9,28 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 
 import numpy as np
-import onnxruntime
-from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.tensors import Array
 from edge_attention.graphs.axes.bind import bind
 from edge_attention.graphs.axes.bound import BoundGraph
+from edge_attention.graphs.decoding.core_trial import NEAR, CoreTrial, sizes_at
 from edge_attention.graphs.decoding.cores import MEMORY, AttentionCore
 from edge_attention.graphs.decoding.step_graph import DecoderInputs, StepGraph, label
-from edge_attention.graphs.onnx_builder import IR_VERSION
-from edge_attention.graphs.onnx_file import first_line
-from edge_attention.graphs.reading.needed import reads
 
-__all__ = ["FAR", "CoreForm", "CoreTrial", "bound_alone", "form_of", "sizes_at"]
+__all__ = ["FAR", "CoreForm", "bound_alone", "form_of"]
 
 FAR = 8192
 """Tokens before a row among which a window is looked for: nobody knows what the file sees beyond."""
 _FAR_BYTES = 256 * 1024 * 1024
-_NEAR = 9
 _BIASED_FAR = 2048
 """The same of biases by distance: some files make a table of all tokens by all tokens, and others add numbers
 to scores that grow with the place, and are rounded."""
@@ -40,141 +34,15 @@ _LEANS = 1e-3
 """By so much one of two tokens alike outweighs the other where there is a bias."""
 _TOLD = 12.0
 """How much less likely a token may be, as a logarithm, for its weight to be read off a softmax."""
-_MOST_NODES = 4096
+_ALONG, _ALONG_MOST = 2.0, 2.0**20
+"""How long a key is in the direction of a query of length 1, to see what scores are multiplied by; at most,
+to see whether they are capped."""
+_BENT, _STRAIGHT, _FLAT = 0.02, 1e-5, 0.9999
+"""By how much twice a score is less than double: enough to tell a cap; nothing. How near a cap is told."""
+_LOW = (-10.0, -20.0, -40.0)
+"""Scores at which a sink is looked for: what is below the last nobody sees."""
 _CLOSE = 2e-4
 """Of what is tried on random numbers, relative to the largest: a wrong mask or scale is off by far more."""
-
-
-class CoreTrial:
-    """One core of one model, run on numbers.
-
-    `inputs`: of the model. A row of the batch, a new token, and as many before it as each run says.
-    """
-
-    def __init__(self, graph: StepGraph, inputs: DecoderInputs, core: AttentionCore) -> None:
-        self._graph = graph
-        self._inputs = inputs
-        self._core = core
-        stops = (core.queries, core.keys, core.values)
-        nodes = graph.before([core.out], stops)
-        if len(nodes) > _MOST_NODES:
-            raise FailedPrecondition(f"{label(core.node)}: its mask takes more than {_MOST_NODES} nodes")
-        read = {name for node in nodes for name in reads(node)} | {core.out}
-        known = graph.inputs
-        self._feeds = [name for name in known if name in read]
-        infos = [known[name] for name in self._feeds]
-        infos += [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in stops if name in read
-        ]
-        self._given = [name for name in stops if name in read]
-        held = graph.opened.places
-        tensors = [
-            numpy_helper.from_array(graph.read(tensor.name), tensor.name) if tensor.name in held else tensor
-            for tensor in graph.model.graph.initializer
-            if tensor.name in read
-        ]
-        out = helper.make_tensor_value_info(core.out, TensorProto.FLOAT, None)
-        model = helper.make_model(
-            helper.make_graph(nodes, "core", infos, [out], tensors),
-            opset_imports=list(graph.model.opset_import),
-            ir_version=min(graph.model.ir_version, IR_VERSION),
-        )
-        self._model = model
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 4
-        try:
-            self._session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-        except Exception as error:
-            raise FailedPrecondition(f"{label(core.node)} cannot be tried: {first_line(error)}") from None
-
-    @property
-    def signature(self) -> bytes:
-        """What it computes, whatever its values are called: layers alike have the same."""
-        graph = self._model.graph
-        made = {name: node for node in graph.node for name in node.output}
-        held = {tensor.name: tensor for tensor in graph.initializer}
-        given = (self._core.queries, self._core.keys, self._core.values)
-        roles = {self._inputs.mask: "mask", self._inputs.positions: "positions", self._inputs.ids: "ids"}
-        roles |= {name: f"given {at}" for at, name in enumerate(given)}
-        numbers: dict[str, int] = {}
-        said: list[bytes] = []
-        rest = [self._core.out]
-        while rest:
-            name = rest[-1]
-            node = made.get(name)
-            read = [*node.input, *sorted(reads(node) - set(node.input))] if node is not None else []
-            lacking = [one for one in dict.fromkeys(read) if one and one not in numbers]
-            if name not in numbers and lacking:
-                rest += lacking
-                continue
-            rest.pop()
-            if name in numbers:
-                continue
-            numbers[name] = len(numbers)
-            if node is None:
-                tensor = held.get(name)
-                value = numpy_helper.to_array(tensor) if tensor is not None else None
-                told = roles.get(name, "past") if value is None else f"{value.dtype}{value.shape}"
-                said.append(told.encode() + (b"" if value is None else value.tobytes()))
-                continue
-            plain = NodeProto()
-            plain.CopyFrom(node)
-            plain.name = ""
-            for at, one in enumerate(plain.input):
-                plain.input[at] = str(numbers[one]) if one else ""
-            which = list(node.output).index(name)
-            del plain.output[:]
-            said.append(plain.SerializeToString(deterministic=True) + str(which).encode())
-        found = sha256()
-        for part in said:  # with its length: what two say must not read as what others say together
-            found.update(len(part).to_bytes(8, "little") + part)
-        return found.digest()
-
-    def run(self, queries: Array, keys: Array, values: Array) -> Array:
-        """What comes of keys [1, groups, tokens, width] and values for the last token's queries."""
-        memory, past = (keys.shape[2], _NEAR) if self._core.memory else (_NEAR, keys.shape[2] - 1)
-        feeds = {name: self._feed(name, past, memory) for name in self._feeds}
-        feeds |= dict(zip((self._core.queries, self._core.keys, self._core.values),
-                          (queries, keys, values), strict=True))  # fmt: skip
-        feeds = {name: feeds[name] for name in (*self._feeds, *self._given)}
-        try:
-            (out,) = self._session.run(None, feeds)
-        except Exception as error:
-            raise FailedPrecondition(
-                f"{label(self._core.node)} cannot be tried with {keys.shape[2]} tokens: {first_line(error)}"
-            ) from None
-        return np.asarray(out)
-
-    def _feed(self, name: str, past: int, memory: int) -> Array:
-        sizes = sizes_at(self._graph, self._inputs, past, memory)
-        value = self._graph.inputs[name]
-        shape = [sizes.get(f"{name}.{axis}", dim.dim_value)
-                 for axis, dim in enumerate(value.type.tensor_type.shape.dim)]  # fmt: skip
-        dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        if name in (self._inputs.mask, self._inputs.states_mask):
-            return np.ones(shape, dtype)
-        return np.full(shape, past if name == self._inputs.positions else 0, dtype)
-
-
-def sizes_at(graph: StepGraph, inputs: DecoderInputs, past: int, memory: int = _NEAR) -> dict[str, int]:
-    """What each open dimension of the inputs is for one new token, with `past` before it, and so many of the
-    memory."""
-    sizes: dict[str, int] = {}
-    for name, value in graph.inputs.items():
-        dims = value.type.tensor_type.shape.dim
-        for axis, dim in enumerate(dims):
-            if dim.dim_value:
-                continue
-            size = 1
-            if name in inputs.pasts and axis == 2:
-                size = past
-            elif name in (inputs.states, inputs.states_mask) and axis == 1:
-                size = memory
-            elif name == inputs.mask and axis == len(dims) - 1:
-                size = past + 1
-            sizes[f"{name}.{axis}"] = size
-    return sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,11 +57,15 @@ class CoreForm:
     """The shape of what it makes for one row."""
     bias: Array | None = None
     """What is added to scores by distance, f32 [groups, shared, distances]; the last is for all beyond."""
+    cap: float = 0.0
+    """c of c tanh(score / c); 0: none."""
+    sinks: Array | None = None
+    """By head a score that takes part in the softmax and has no value, f32 [groups, shared, 1]."""
 
 
 def bound_alone(graph: StepGraph, inputs: DecoderInputs) -> BoundGraph:
     """The model for one row of one new token: shapes of what is in it."""
-    sizes = sizes_at(graph, inputs, _NEAR, MEMORY)
+    sizes = sizes_at(graph, inputs, NEAR, MEMORY)
     return bind(graph.opened.model, sizes, graph.opened.read, fused=True)
 
 
@@ -233,26 +105,30 @@ class _Finding:
         self._core, self._trial = core, trial
         self._queries, self._shared = queries, shared
         self._rng = np.random.default_rng(7)
+        self._heads = core.groups, shared
+        one = self._rng.normal(size=core.widths[0])
+        self._direction = one / np.linalg.norm(one)
 
     def form(self) -> CoreForm:
         core = self._core
-        scale, leans = self._scale()
+        scale, cap, leans = self._scale()
         if leans:
             if core.memory:
                 raise FailedPrecondition(f"{label(core.node)} favours some tokens of what the encoder made")
             far = self._most(_BIASED_FAR)
             bias = self._bias(far)
             count = bias.shape[-1]
-            out = self._tried(scale, 0, {2, _NEAR, min(count, far), min(count + 1, far), far}, bias)
+            out = self._tried(scale, 0, {2, NEAR, min(count, far), min(count + 1, far), far}, bias)
             return CoreForm(self._shared, scale, 0, far, out, bias)
+        sinks = self._sinks(scale, cap)
         most = _FAR_BYTES // (4 * core.groups * sum(core.widths))
-        far = core.tokens or self._most(max(min(FAR, most), _NEAR))
-        window = self._window(far)
+        far = core.tokens or self._most(max(min(FAR, most), NEAR))
+        window = self._window(far, sinks is not None)
         if core.memory and window:
             raise FailedPrecondition(f"{label(core.node)} does not see all of what the encoder made")
-        lengths = {core.tokens or 2, core.tokens or _NEAR, max(window, 1), min(window + 1, far), far}
-        out = self._tried(scale, window, lengths)
-        return CoreForm(self._shared, scale, window, far, out)
+        lengths = {core.tokens or 2, core.tokens or NEAR, max(window, 1), min(window + 1, far), far}
+        out = self._tried(scale, window, lengths, None, cap, sinks)
+        return CoreForm(self._shared, scale, window, far, out, None, cap, sinks)
 
     def _most(self, far: int) -> int:
         """How many tokens it can be tried with, `far` at most: a file may have a mask of so many."""
@@ -289,7 +165,13 @@ class _Finding:
         return np.asarray(np.diff(np.log(np.maximum(weights, 1e-30)))[..., 0])
 
     def _tried(
-        self, scale: float, window: int, lengths: set[int], bias: Array | None = None
+        self,
+        scale: float,
+        window: int,
+        lengths: set[int],
+        bias: Array | None = None,
+        cap: float = 0.0,
+        sinks: Array | None = None,
     ) -> tuple[int, ...]:
         """Hold it against attention over so many tokens each; the shape of what it makes."""
         core = self._core
@@ -297,29 +179,44 @@ class _Finding:
         found = np.zeros(0)
         for tokens in sorted(n for n in lengths if n > 1 and core.tokens in (0, n)):
             q, k, v = self._random(tokens)
-            wanted, found = self._attended(q, k, v, scale, window, bias), self._trial.run(q, k, v)
+            wanted = self._attended(q, k, v, scale, window, bias, cap, sinks)
+            found = self._trial.run(q, k, v)
             if found.size != wanted.size:
                 raise FailedPrecondition(f"{at} makes {list(found.shape)}, no row a query head")
             off = np.abs(found.reshape(wanted.shape) - wanted).max() / np.abs(wanted).max()
             if not off <= _CLOSE:
                 raise FailedPrecondition(
                     f"{at} is not attention over all tokens before or over a window of them: tried with "
-                    f"{tokens} tokens it is off by {off:.2g} (caps, sinks, or a bias that neither ends nor "
-                    "falls alike with each token would be)"
+                    f"{tokens} tokens it is off by {off:.2g} (a bias that neither ends nor falls alike with "
+                    "each token would be, or one beside a cap or a sink)"
                 )
         return tuple(found.shape)
 
-    def _attended(self, q: Array, k: Array, v: Array, scale: float, window: int, bias: Array | None) -> Array:
+    def _attended(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        scale: float,
+        window: int,
+        bias: Array | None,
+        cap: float,
+        sinks: Array | None,
+    ) -> Array:
         core, tokens = self._core, k.shape[2]
         rows = q.reshape(core.groups, self._shared, core.widths[0]).astype(np.float64)
         scores = scale * np.einsum("gsd,gtd->gst", rows, k[0].astype(np.float64))
+        if cap:
+            scores = cap * np.tanh(scores / cap)
         if bias is not None:
             scores += bias[..., np.minimum(np.arange(tokens)[::-1], bias.shape[-1] - 1)]
         if window:
             scores[..., : max(tokens - window, 0)] = -np.inf
+        if sinks is not None:
+            scores = np.concatenate([scores, sinks.astype(np.float64)], axis=-1)
         p = np.exp(scores - scores.max(-1, keepdims=True))
         p /= p.sum(-1, keepdims=True)
-        return np.asarray(np.einsum("gst,gte->gse", p, v[0].astype(np.float64)))
+        return np.asarray(np.einsum("gst,gte->gse", p[..., :tokens], v[0].astype(np.float64)))
 
     def _random(self, tokens: int) -> tuple[Array, Array, Array]:
         groups, (key_width, value_width) = self._core.groups, self._core.widths
@@ -327,36 +224,86 @@ class _Finding:
         q, k, v = (self._rng.normal(size=shape).astype(np.float32) for shape in shapes)
         return q * np.float32(2.0), k, v
 
-    def _scale(self) -> tuple[float, bool]:
-        """By what scores are multiplied; and whether tokens alike weigh differently.
+    def _scale(self) -> tuple[float, float, bool]:
+        """By what scores are multiplied; c of c tanh(score / c), or 0; whether tokens alike are not.
 
-        Of two tokens (or of as many as there are), how much one outweighs the others, as its key is along
-        the query or against it.
+        How much one of two tokens outweighs the other, as its key is along the query or against it. With a
+        cap c that is f(x) = c tanh(scale x / c), of which f(2x) = 2 f(x) / (1 + f(x)^2 / c^2).
         """
-        core, tokens = self._core, self._core.tokens or 2
-        key_width, value_width = core.widths
-        one = self._rng.normal(size=key_width)
-        one /= np.linalg.norm(one)
-        q = np.tile(one, core.groups * self._shared).reshape(self._queries).astype(np.float32)
-        k = np.zeros((1, core.groups, tokens, key_width), np.float32)
-        v = np.zeros((1, core.groups, tokens, value_width), np.float32)
-        v[:, :, 1] = 1
-        odds = []
-        for sign in (2, -2):
-            k[:, :, 1] = sign * one
-            weight = self._trial.run(q, k, v).astype(np.float64).reshape(-1)
-            if not ((weight > 0) & (weight < 1)).all():
-                raise FailedPrecondition(f"{label(core.node)} does not weigh tokens: it is no attention")
-            odds.append(np.log(weight / (1 - weight) * (tokens - 1)))
-        scales, leanings = (odds[0] - odds[1]) / 4, (odds[0] + odds[1]) / 2
+        core = self._core
+        along, against = self._odds(_ALONG), self._odds(-_ALONG)
+        scales, leanings = (along - against) / (2 * _ALONG), (along + against) / 2
         scale = float(np.median(scales))
         if np.ptp(scales) > 1e-3 * abs(scale) + 1e-6:
             raise FailedPrecondition(f"{label(core.node)} has heads with scales of their own")
-        leans = bool(np.abs(leanings).max() > _LEANS)
-        for known in (1 / math.sqrt(key_width), 1.0, key_width**-0.25, 1 / key_width):
+        leans, cap, length = bool(np.abs(leanings).max() > _LEANS), 0.0, _ALONG
+        one = two = bent = 0.0
+        while length < _ALONG_MOST and bent < _BENT and abs(two) < _TOLD:
+            one, two = (float(np.median(self._odds(x) - self._odds(-x))) / 2 for x in (length, 2 * length))
+            bent = 2 * one / two - 1 if two else 0.0
+            length *= 2
+        if bent > _STRAIGHT and abs(one) < abs(two):
+            cap = abs(one) / math.sqrt(bent)
+            plain = float(f"{cap:.3g}")
+            cap = plain if math.isclose(cap, plain, rel_tol=1e-3) else cap
+            scale = cap * math.atanh(max(min(one / cap, _FLAT), -_FLAT)) / (length / 2)
+        for known in (core.widths[0] ** -0.5, 1.0, core.widths[0] ** -0.25, 1 / core.widths[0]):
             if math.isclose(scale, known, rel_tol=1e-4):
-                return float(np.float32(known)), leans
-        return float(np.float32(scale)), leans
+                scale = known
+        return float(np.float32(scale)), float(np.float32(cap)), leans
+
+    def _odds(self, length: float) -> Array:
+        """By how much the second token outweighs the first, as a logarithm, f64 [heads], where its key is so
+        long in the queries' direction, and the first one's, and those of more if there are, nothing."""
+        core, tokens = self._core, self._core.tokens or 2
+        k = np.zeros((1, core.groups, tokens, core.widths[0]), np.float32)
+        k[:, :, 1] = length * self._direction
+        weights = []
+        for token in (0, 1):
+            v = np.zeros((1, core.groups, tokens, core.widths[1]), np.float32)
+            v[:, :, token] = 1
+            found = self._trial.run(self._towards(np.ones(self._heads)), k, v).astype(np.float64)
+            weights.append(found.reshape(*self._heads, -1)[..., 0])
+        if not (np.minimum(*weights) > 0).all() or not (np.maximum(*weights) <= 1).all():
+            raise FailedPrecondition(f"{label(core.node)} does not weigh tokens: it is no attention")
+        return np.asarray(np.log(weights[1] / weights[0])).reshape(-1)
+
+    def _towards(self, lengths: Array) -> Array:
+        """Queries in the direction in which keys are tried, so long each, [groups, shared]."""
+        return (lengths[..., None] * self._direction).reshape(self._queries).astype(np.float32)
+
+    def _sinks(self, scale: float, cap: float) -> Array | None:
+        """By head the score that takes part in the softmax and has no value, f32 [groups, shared, 1].
+
+        Of tokens with the same score c all together weigh n exp(c) of n exp(c) + exp(sink): the lower c, the
+        more is told; half each, the most.
+        """
+        core, tokens = self._core, self._core.tokens or 2
+        k = np.zeros((1, core.groups, tokens, core.widths[0]), np.float32)
+        k[:] = self._direction
+        v = np.ones((1, core.groups, tokens, core.widths[1]), np.float32)
+
+        def found(scores: Array) -> Array:
+            """The sinks, as they are told at these scores; -inf: it is not seen that there is one."""
+            lengths = cap * np.arctanh(np.clip(scores / cap, -_FLAT, _FLAT)) if cap else scores
+            scores = cap * np.tanh(lengths / cap) if cap else scores
+            seen = self._trial.run(self._towards(lengths / scale), k, v).astype(np.float64)
+            weight = np.clip(seen.reshape(*self._heads, -1)[..., 0], 1e-30, 1.0)
+            with np.errstate(divide="ignore"):
+                told = np.where(1 - weight > 1e-5, np.log(tokens * (1 - weight) / weight), -np.inf)
+            return np.asarray(told + scores)
+
+        if not scale:
+            return None
+        sinks = np.full(self._heads, -np.inf)
+        for score in (0.0, *_LOW):
+            sinks = np.where(np.isinf(sinks), found(np.full(self._heads, score)), sinks)
+        if np.isinf(sinks).all():
+            return None
+        sinks = np.where(np.isinf(sinks), -1e4, sinks)  # of a head without one: exp of it is 0
+        near = np.maximum(sinks, _LOW[-1]) - math.log(tokens)
+        told = found(near)
+        return np.where(np.isinf(told), sinks, told)[..., None].astype(np.float32)
 
     def _bias(self, far: int) -> Array:
         """Biases by distance, f32 [groups, shared, distances]: those of each distance, where they end; or
@@ -413,13 +360,18 @@ class _Finding:
             )
         return found
 
-    def _window(self, far: int) -> int:
-        """How many tokens a row sees of `far`; 0: all of them. By the mean of their numbers."""
+    def _window(self, far: int, sunk: bool) -> int:
+        """How many tokens a row sees of `far`; 0: all of them. By the mean of their numbers.
+
+        `sunk`: of all weights tokens have only some.
+        """
         key_width, value_width = self._core.widths
         k = np.zeros((1, self._core.groups, far, key_width), np.float32)
         numbers = (np.arange(far, dtype=np.float32) / far)[:, None]
         v = np.broadcast_to(numbers, (1, self._core.groups, far, value_width))
         given = np.zeros(self._queries, np.float32), k, np.ascontiguousarray(v)
         mean = self._trial.run(*given).astype(np.float64) * far
+        if sunk:
+            mean = mean / self._trial.run(*given[:2], np.ones_like(given[2])).astype(np.float64)
         seen = round(2 * (far - 1 - float(mean.mean())) + 1)
         return 0 if seen >= far else max(seen, 1)

@@ -50,7 +50,7 @@ from edge_attention.graphs.axes.emit import Emitted
 from edge_attention.graphs.axes.flows import tables_of
 from edge_attention.graphs.axes.folder import write_cut
 from edge_attention.graphs.axes.infer import form_of
-from edge_attention.graphs.axes.jumps import jumps
+from edge_attention.graphs.axes.jumps import jumps, narrow_kind
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel
 from edge_attention.graphs.axes.narrow import layer_bytes, narrow_places
@@ -221,6 +221,13 @@ def cut_decoder(
     shares = plan.stages[0].shares or (1.0,) * len(plan.stages[0].parts) if by_tokens else ()
     if sum(share > 0 for share in shares) > 1:  # partials are added in another order than one box does
         made = _labelled(made, jumps(axes, [Cut.TOKENS], merged=True))
+    if narrow := narrow_kind(axes):
+        made = _labelled(
+            made,
+            f"the file computes in {narrow}, and here attention over what is stored computes in float32, so "
+            "that logits agree with the file's to about 1e-3 only: where two tokens are that close the other "
+            "one may come",
+        )
     if stepped.alone:
         made = _labelled(made, stepped.alone)
     vocabulary = axes.bound.shape(stepped.logits)[-1]
@@ -448,7 +455,7 @@ def _by_tokens(made: DecoderCut, parts: int, logits: str, attended: list[TensorF
                 boundaries[name] = Boundary(form, Collective.MERGE, f"{name}.lse")
                 narrow = TensorForm(form.dtype, (*form.shape[:-1], 1))
                 boundaries[f"{name}.lse"] = Boundary(narrow, Collective.MERGE)
-                merged[out] = name
+                merged |= {out: name, lse: f"{name}.lse"}
                 steps.append(
                     ({}, (*graphs, piece), [Contributed(out, name), Contributed(lse, f"{name}.lse")])
                 )
@@ -466,7 +473,7 @@ def _tokens_schedule(
     parts: int,
     logits: str,
 ) -> DecoderCut:
-    """`merged`: value that attention makes -> the boundary where it is merged."""
+    """`merged`: value that attention makes, or its lse -> the boundary where it is merged."""
     made_in: dict[str, int] = {}
     read_in: dict[str, list[int]] = {}
     for number, (_, pieces, _) in enumerate(steps):

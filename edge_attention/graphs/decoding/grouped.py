@@ -6,7 +6,7 @@ from math import sqrt
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.graphs.decoding.step_graph import StepGraph, label
@@ -51,30 +51,43 @@ def rewrite_grouped(graph: StepGraph, node: NodeProto, positions: str) -> int:
             for one, count in ((query, heads), (key, groups))
         )
     window = at.get("local_window_size", -1)
+    kind = graph.dtype(past)
+    query, key, value = (graph.cast(nodes, one, kind, "float32") for one in (query, key, value))
     out = graph.attend(
         nodes, query, key, value, groups, heads // groups, (width, width),
-        at.get("scale") or 1 / sqrt(width), max(window, 0),
+        at.get("scale") or 1 / sqrt(width), max(window, 0), cap=at.get("softcap", 0.0),
+        sinks=_sinks(graph, nodes, node, at, groups, heads // groups),
     )  # fmt: skip
+    out = graph.cast(nodes, out, "float32", kind)
     graph.reshaped(nodes, out, -1, 1, heads * width, out=node.output[0])
     graph.replace(node, nodes)
     return length
 
 
 def _require_plain(node: NodeProto, at: dict[str, Any]) -> None:
-    if at.get("softcap", 0.0):
-        raise FailedPrecondition(f"{label(node)} caps its scores (softcap)")
-    if at.get("smooth_softmax", -1) == 1:
-        raise FailedPrecondition(f"{label(node)} has a smooth softmax")
     if at.get("sliding_window_cache") or at.get("causal", 1) != 1:
         raise FailedPrecondition(f"{label(node)} is not causal, or has a cache that slides")
     if any(at.get(name, b"NONE") != b"NONE" for name in ("k_quant_type", "v_quant_type")):
         raise FailedPrecondition(f"{label(node)} has a quantised cache")
-    if any(node.input[10:]):
-        raise FailedPrecondition(f"{label(node)} has a bias, or sinks, beside its keys")
+    if any(node.input[10:11]) or any(node.input[12:]):
+        raise FailedPrecondition(f"{label(node)} has a bias beside its keys, or scales of them")
     if len(node.input) < 7 or any(not name for name in node.input[3:5]) or any(node.output[3:]):
         raise FailedPrecondition(f"{label(node)} has no past, or gives its scores away")
     if bool(node.input[1]) != bool(node.input[2]):
         raise FailedPrecondition(f"{label(node)} has keys without values")
+
+
+def _sinks(
+    graph: StepGraph, nodes: list[NodeProto], node: NodeProto, at: dict[str, Any], groups: int, shared: int
+) -> str:
+    """By head a score that takes part in the softmax and has no value, f32 [groups, shared, 1]: as the file
+    gives it, 0 with a smooth softmax, "" without."""
+    if len(node.input) > 11 and node.input[11]:
+        wide = graph.name("sinks")
+        nodes.append(helper.make_node("Cast", [node.input[11]], [wide], name=wide, to=TensorProto.FLOAT))
+        return graph.reshaped(nodes, wide, groups, shared, 1)
+    smooth = at.get("smooth_softmax", -1) == 1
+    return graph.constant(np.zeros((groups, shared, 1), np.float32)) if smooth else ""
 
 
 def _width(graph: StepGraph, node: NodeProto, heads: int) -> int:

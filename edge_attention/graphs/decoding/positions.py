@@ -10,7 +10,7 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.tensors import Array
-from edge_attention.graphs.decoding.core_forms import sizes_at
+from edge_attention.graphs.decoding.core_trial import sizes_at
 from edge_attention.graphs.decoding.step_graph import DecoderInputs, StepGraph
 from edge_attention.graphs.onnx_builder import IR_VERSION
 from edge_attention.graphs.onnx_file import first_line

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto, TensorProto, helper
 
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.graphs.axes.model_reading import OpenModel
@@ -71,7 +71,9 @@ def as_steps(opened: OpenModel) -> SteppedModel:
     """
     graph = StepGraph.of(_with_past(opened))
     inputs = graph.decoder_inputs()
-    logits = _logits(graph, inputs)
+    logits = _logits(graph)
+    if inputs.states and graph.dtype(inputs.states) != "float32":
+        graph.take_float32(inputs.states)
     read_sizes_off(graph, inputs.ids, [logits], graph.inputs)
     length = _grouped(graph, inputs)
     length = min(length, _plain(graph, inputs))
@@ -100,21 +102,28 @@ def _with_past(opened: OpenModel) -> OpenModel:
     return steps[0] if len(steps) == 1 else opened
 
 
-def _logits(graph: StepGraph, inputs: DecoderInputs) -> str:
-    """The output that is not keys or values: the only one of three dimensions, or the one called so."""
+def _logits(graph: StepGraph) -> str:
+    """The output that is not keys or values: the only one of three dimensions, or the one called so. Of
+    float16 a new one in float32."""
     found = [
         value.name
         for value in graph.model.graph.output
         if len(value.type.tensor_type.shape.dim) == 3
-        and value.type.tensor_type.elem_type == TensorProto.FLOAT
+        and value.type.tensor_type.elem_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
     ]
     named = [name for name in found if "logits" in name]
     if len(named or found) != 1:
         raise FailedPrecondition(
-            f"of its outputs {', '.join(graph.outputs)[:160]} one must have the logits, float32 of three "
-            "dimensions"
+            f"of its outputs {', '.join(graph.outputs)[:160]} one must have the logits, float32 or "
+            "float16 of three dimensions"
         )
-    return (named or found)[0]
+    name = (named or found)[0]
+    value = next(one for one in graph.model.graph.output if one.name == name)
+    if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+        return name
+    wide = graph.cast(graph.nodes, name, "float16", "float32")
+    graph.model.graph.output.append(helper.make_tensor_value_info(wide, TensorProto.FLOAT, None))
+    return wide
 
 
 def _grouped(graph: StepGraph, inputs: DecoderInputs) -> int:
@@ -139,15 +148,22 @@ def _plain(graph: StepGraph, inputs: DecoderInputs) -> int:
     length = LENGTH
     known: dict[bytes, CoreForm] = {}
     for core in cores:
-        if core.queries not in bound.specs:
-            raise FailedPrecondition(f"{label(core.node)}: the shape of its queries is not known")
+        if unknown := {core.queries, core.keys, core.values, core.out} - bound.specs.keys():
+            raise FailedPrecondition(f"{label(core.node)}: the shape of {min(unknown)[:80]!r} is not known")
         form = form_of(graph, inputs, core, bound.shape(core.queries), known)
         length = length if core.memory else min(length, form.length)
         nodes: list[NodeProto] = []
+        kinds = [bound.specs[name].dtype for name in (core.queries, core.keys, core.values, core.out)]
+        given = (core.queries, core.new_keys, core.new_values)
+        queries, keys, values = (
+            graph.cast(nodes, name, kind, "float32") for name, kind in zip(given, kinds, strict=False)
+        )
+        sinks = "" if form.sinks is None else graph.constant(form.sinks)
         out = graph.attend(
-            nodes, core.queries, core.new_keys, core.new_values, core.groups, form.shared, core.widths,
-            form.scale, form.window, core.memory, form.bias,
+            nodes, queries, keys, values, core.groups, form.shared, core.widths,
+            form.scale, form.window, core.memory, form.bias, form.cap, sinks,
         )  # fmt: skip
+        out = graph.cast(nodes, out, "float32", kinds[3])
         graph.reshaped(nodes, out, -1, *form.out[1:], out=core.out)
         graph.replace(core.node, nodes)
     return length

@@ -75,13 +75,13 @@ def split(
                 if unknown := [name for name in node.input[1:3] if name not in of_memory]:
                     raise FailedPrecondition(f"{label(node)}: {unknown[0]!r} is not of the memory alone")
                 add(_before(model, node.input[1:3]), node.input[1:3], True)
-            lse = f"{node.output[0]}.lse" if with_lse else ""
+            lse = node.output[1] if len(node.output) > 1 else f"{node.output[0]}.lse" if with_lse else ""
             queries, keys, values, *bias = node.input
             scale, window = float(at["scale"]), int(at["window"])
             pieces.append(
                 AttentionPiece(
                     queries, keys, values, node.output[0], lse, scale, window, bool(at["memory"]),
-                    "".join(bias), _group(known, queries),
+                    "".join(bias), _group(known, queries), float(at["cap"]),
                 )
             )  # fmt: skip
     return SplitSegment(tuple(pieces), graphs)
@@ -96,7 +96,7 @@ def _group(known: Mapping[str, TypeProto], queries: str) -> int:
 
 
 def _at(node: NodeProto) -> dict[str, Any]:
-    return {"memory": 0} | {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    return {"memory": 0, "cap": 0.0} | {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 
 def made_of_memory(model: ModelProto, names: Collection[str]) -> frozenset[str]:

@@ -110,18 +110,14 @@ class StepGraph:
         for name, value in self.inputs.items():
             dtype = np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
             rank = len(value.type.tensor_type.shape.dim)
-            if dtype.kind == "f" and rank == 4:
-                if dtype != np.float32:
-                    raise FailedPrecondition(
-                        f"keys and values in {dtype.name} are not stored: {name[:80]!r}; bring the file in "
-                        "float32"
-                    )
+            if dtype in (np.float32, np.float16) and rank == 4:
                 pasts.append(name)
             elif rank == 4:
                 raise FailedPrecondition(
-                    f"what {name[:80]!r} has from before is {dtype.name}: caches are stored in float32 only"
+                    f"what {name[:80]!r} has from before is {dtype.name}, and keys and values are stored "
+                    "that are float32 or float16: bring the file in one of them"
                 )
-            elif dtype == np.float32 and rank == 3:
+            elif dtype in (np.float32, np.float16) and rank == 3:
                 states.append(name)
             elif dtype.kind in "ib":
                 numbers.append(name)
@@ -233,12 +229,16 @@ class StepGraph:
         window: int,
         memory: bool = False,
         bias: Array | None = None,
+        cap: float = 0.0,
+        sinks: str = "",
     ) -> str:
-        """Add attention over what is stored: of queries, keys and values with one row a token.
+        """Add attention over what is stored: of queries, keys and values with one row a token, f32.
 
         Args:
             memory: over the session's memory, whose rows the keys and values are.
             bias: what is added to scores by distance, f32 [groups, shared, distances].
+            cap: c of c tanh(score / c); 0: none.
+            sinks: by head a score that takes part in the softmax and has no value, f32 [groups, shared, 1].
         """
         key_width, value_width = widths
         q = self.reshaped(nodes, queries, -1, groups, shared, key_width)
@@ -246,13 +246,49 @@ class StepGraph:
         v = self.reshaped(nodes, values, -1, groups, value_width)
         out = self.name("attended")
         biases = [] if bias is None else [self.constant(bias)]
+        lse = [self.name("lse")] if sinks else []
         nodes.append(
             helper.make_node(
-                ATTENTION, [q, k, v, *biases], [out], name=out, domain=DOMAIN,
-                scale=float(scale), window=int(window), memory=int(memory),
+                ATTENTION, [q, k, v, *biases], [out, *lse], name=out, domain=DOMAIN,
+                scale=float(scale), window=int(window), memory=int(memory), cap=float(cap),
             )
         )  # fmt: skip
+        if not sinks:
+            return out
+        # exp(lse) of exp(lse) + exp(sink) is what tokens have of the weights, wherever they are stored.
+        over, share, less = (self.name(word) for word in ("over", "share", "attended"))
+        nodes += [
+            helper.make_node("Sub", [*lse, sinks], [over], name=over),
+            helper.make_node("Sigmoid", [over], [share], name=share),
+            helper.make_node("Mul", [out, share], [less], name=less),
+        ]
+        return less
+
+    def cast(self, nodes: list[NodeProto], value: str, dtype: str, to: str, out: str = "") -> str:
+        """`value`, of `dtype`, in another one: its name. Nothing is added where they are the same."""
+        if dtype == to and not out:
+            return value
+        out = out or self.name(to)
+        number = int(helper.np_dtype_to_tensor_dtype(np.dtype(to)))
+        nodes.append(helper.make_node("Cast", [value], [out], name=out, to=number))
         return out
+
+    def dtype(self, name: str) -> str:
+        """Of an input's elements."""
+        kind = self.inputs[name].type.tensor_type.elem_type
+        return str(np.dtype(helper.tensor_dtype_to_np_dtype(kind)).name)
+
+    def take_float32(self, name: str) -> None:
+        """An input is float32 from now on, and rounded to what it was before it is used."""
+        value = next(one for one in self.model.graph.input if one.name == name)
+        kind = value.type.tensor_type.elem_type
+        value.type.tensor_type.elem_type = TensorProto.FLOAT
+        rounded = self.name(name)
+        for node in self.nodes:
+            for position, read in enumerate(node.input):
+                if read == name:
+                    node.input[position] = rounded
+        self.nodes.insert(0, helper.make_node("Cast", [name], [rounded], name=rounded, to=kind))
 
     def replace(self, node: NodeProto, instead: list[NodeProto]) -> None:
         """`instead` stands in the node's place."""

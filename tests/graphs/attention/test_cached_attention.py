@@ -12,15 +12,21 @@ from edge_attention.graphs.attention import library
 
 SESSIONS = {
     name: ort.InferenceSession(library.load(name), providers=["CPUExecutionProvider"])
-    for name in ("cached_biased", "cached_decode", "cached_prefill")
+    for name in (
+        "cached_biased",
+        "cached_capped",
+        "cached_capped_prefill",
+        "cached_decode",
+        "cached_prefill",
+    )
 }
 ROW = ort.InferenceSession(library.load("cached_row"), providers=["CPUExecutionProvider"])
 
 
-def attended(q, keys, values, lo, hi, scale, biases=0.0):
+def attended(q, keys, values, lo, hi, scale, biases=0.0, cap=0.0):
     """One row [groups, shared, width] over tokens lo to hi: out and lse; nothing seen: 0 and -inf.
 
-    `biases`: of all tokens, [groups, shared, tokens].
+    `biases`: of all tokens, [groups, shared, tokens]; `cap`: c of c tanh(score / c).
     """
     groups, shared, _ = q.shape
     if lo >= hi:
@@ -28,6 +34,7 @@ def attended(q, keys, values, lo, hi, scale, biases=0.0):
     k = keys.transpose(1, 0, 2, 3).reshape(groups, -1, keys.shape[-1])[:, lo:hi].astype(np.float64)
     v = values.transpose(1, 0, 2, 3).reshape(groups, -1, values.shape[-1])[:, lo:hi]
     scores = scale * np.einsum("gsd,gtd->gst", q.astype(np.float64), k)
+    scores = cap * np.tanh(scores / cap) if cap else scores
     scores += biases if np.isscalar(biases) else biases[..., lo:hi]
     lse = np.log(np.exp(scores).sum(-1, keepdims=True))
     return np.einsum("gst,gte->gse", np.exp(scores - lse), v), lse
@@ -73,7 +80,7 @@ def test_each_sequence_does_its_rows_and_gives_on_those_of_others(name, data):
     lo, hi = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
     bias = rng.normal(size=(groups, shared, draw(st.integers(1, 5)))).astype(np.float32)
     at = rng.integers(0, 9, size=rows).astype(np.float32)
-    biased = name == "cached_biased"
+    biased, cap = name == "cached_biased", 0.7 if "capped" in name else 0.0
     sequences, first = [], 0
     for count in counts:
         tiles = draw(st.integers(1, 4))
@@ -84,7 +91,7 @@ def test_each_sequence_does_its_rows_and_gives_on_those_of_others(name, data):
             away = np.clip(at[row] - places.reshape(-1), 0, bias.shape[-1] - 1).astype(int)
             lo[row], hi[row] = sorted(draw(st.integers(0, tiles * tile)) for _ in range(2))
             wanted[row], wanted_lse[row] = attended(
-                q[row], keys, values, lo[row], hi[row], 0.3, bias[..., away] if biased else 0.0
+                q[row], keys, values, lo[row], hi[row], 0.3, bias[..., away] if biased else 0.0, cap
             )
         sequences.append((keys, values, np.array([first, count]), places))
         first += count
@@ -92,6 +99,7 @@ def test_each_sequence_does_its_rows_and_gives_on_those_of_others(name, data):
         feeds = {"q": q, "keys": keys, "values": values, "scale": np.array(0.3, np.float32), "rows": where}
         feeds |= {"lo": lo, "hi": hi, "before": out, "before_lse": lse}
         feeds |= {"bias": bias, "where": at[:, None, None], "places": places} if biased else {}
+        feeds |= {"cap": np.array(cap, np.float32)} if cap else {}
         out, lse = SESSIONS[name].run(["out", "lse"], feeds)
     np.testing.assert_allclose(out, wanted, atol=2e-6)
     np.testing.assert_array_equal(np.isinf(lse), np.isinf(wanted_lse))

@@ -53,6 +53,48 @@ def test_weights_stay_in_the_file(tmp_path: Path) -> None:
         model.read("v")
 
 
+def sparse(places: np.ndarray, **changed: object) -> onnx.SparseTensorProto:
+    """WIDE, where a number is above 1.5, and zeros elsewhere."""
+    given = {"values": WIDE.ravel()[WIDE.ravel() > 1.5], "dims": WIDE.shape, "name": "w"} | changed
+    values = numpy_helper.from_array(np.asarray(given["values"]), str(given["name"]))
+    return helper.make_sparse_tensor(values, numpy_helper.from_array(places, "places"), given["dims"])
+
+
+FLAT = np.flatnonzero(WIDE.ravel() > 1.5)
+
+
+@pytest.mark.parametrize("places", [FLAT, np.argwhere(WIDE > 1.5)])
+def test_a_sparse_initializer_is_made_dense(tmp_path: Path, places: np.ndarray) -> None:
+    path = tmp_path / "m.onnx"
+    model = model_of(bias())
+    model.graph.sparse_initializer.append(sparse(places))
+    onnx.save(model, path)
+    opened = open_model(path)
+    assert (opened.read("w") == np.where(WIDE > 1.5, WIDE, 0)).all()
+    assert not opened.model.graph.sparse_initializer
+
+
+@pytest.mark.parametrize(
+    ("places", "changed", "said"),
+    [
+        (FLAT + 1100, {}, "beyond its shape"),
+        (FLAT[:-1], {}, "do not go together"),
+        (FLAT, {"name": "b"}, "no name of its own|two constants"),
+        (np.zeros(1, np.int64), {"values": np.ones(1), "dims": (1 << 20, 1 << 20)}, "bytes once it is dense"),
+        (np.zeros(1, np.int64), {"values": np.ones(1), "dims": (0, 4)}, "do not go together"),
+    ],
+)
+def test_a_sparse_initializer_that_cannot_be_made_dense_is_refused(
+    tmp_path: Path, places: np.ndarray, changed: dict[str, object], said: str
+) -> None:
+    path = tmp_path / "m.onnx"
+    model = model_of(bias())
+    model.graph.sparse_initializer.append(sparse(places, **changed))
+    onnx.save(model, path)
+    with pytest.raises(InvalidGraph, match=said):
+        open_model(path)
+
+
 def test_all_constants_are_read_as_onnx_reads_them(tmp_path: Path) -> None:
     """Also those whose numbers are in fields of their type, one by one or in a row."""
     path = tmp_path / "m.onnx"

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from decoder_runs import PaperDecoder, PaperSession, WholeDecoder
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.schedule.extents import extent_shape
@@ -28,7 +29,7 @@ from edge_attention.graphs.axes.cut import analyse
 from edge_attention.graphs.axes.folder import CutFolder
 from edge_attention.graphs.axes.model_reading import open_model
 from edge_attention.graphs.axes.narrow import narrow_places
-from edge_attention.graphs.decoding import core_forms, cutting
+from edge_attention.graphs.decoding import core_trial, cutting
 from edge_attention.graphs.decoding.cutting import cut_decoder, write_decoder
 from edge_attention.graphs.decoding.rewriting import as_steps
 from edge_attention.graphs.decoding.step_graph import ATTENTION
@@ -162,8 +163,8 @@ def test_a_graph_of_several_parts_takes_what_each_of_them_is_sent(tmp_path):
 
 def test_layers_alike_are_tried_once(monkeypatch):
     tried = []
-    run = core_forms.CoreTrial.run
-    monkeypatch.setattr(core_forms.CoreTrial, "run", lambda self, *a: tried.append(self) or run(self, *a))
+    run = core_trial.CoreTrial.run
+    monkeypatch.setattr(core_trial.CoreTrial, "run", lambda self, *a: tried.append(self) or run(self, *a))
     opened = open_model(EXPORTS / "gpt2_cached.onnx")
     stepped = as_steps(opened)
     assert sum(node.op_type == ATTENTION for node in stepped.model.model.graph.node) == 2
@@ -192,12 +193,25 @@ def test_what_has_no_past_is_refused():
             as_steps(open_model(EXPORTS / f"{name}.onnx"))
 
 
-def test_softcap_is_refused(tmp_path):
-    def cap(model):
-        attribute(model, "GroupQueryAttention", "softcap", 30.0)
+@pytest.mark.parametrize("word", ["replicate", "heads", "tokens"])
+@pytest.mark.parametrize("kind", ["capped", "smooth", "sunk", "sunk, capped, over a window"])
+def test_caps_and_sinks_of_grouped_attention_are_the_files(kind, word, tmp_path):
+    def change(model):
+        if "capped" in kind:
+            attribute(model, "GroupQueryAttention", "softcap", 1.5)
+        if "window" in kind:
+            attribute(model, "GroupQueryAttention", "local_window_size", 4)
+        if "smooth" in kind:
+            attribute(model, "GroupQueryAttention", "smooth_softmax", 1)
+        if "sunk" in kind:
+            constants(model, sinks=np.float32([0.5, -1, 2, 0.1]))
+            for node in model.graph.node:
+                if node.op_type == "GroupQueryAttention":
+                    node.input.extend([""] * (12 - len(node.input)))
+                    node.input[11] = "sinks"
 
-    with pytest.raises(FailedPrecondition, match="softcap"):
-        as_steps(changed("llama_genai", cap, tmp_path))
+    changed("llama_genai", change, tmp_path)
+    logits_are_the_files(tmp_path / "model.onnx", PLANS[word])
 
 
 def test_a_window_of_grouped_attention_is_kept(tmp_path):
@@ -262,6 +276,78 @@ def logits_are_the_files(path, plan):
         found, wanted = decoder.step([(session, token)])[0], whole.step(token)
         assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
     return decoder.form
+
+
+def capped(model, cap):
+    """Each attention's scores, before its mask, as cap tanh(score / cap)."""
+    for number, node in enumerate(scores_of(model)):
+        made = []
+        for op, given in (("Div", ["cap"]), ("Tanh", []), ("Mul", ["cap"])):
+            made.append(onnx.helper.make_node(op, [node.input[0], *given], [f"{op}capped{number}"]))
+            node.input[0] = made[-1].output[0]
+        at = list(model.graph.node).index(node)
+        for offset, one in enumerate(made):
+            model.graph.node.insert(at + offset, one)
+    constants(model, cap=np.float32(cap))
+
+
+def sunk(model, sinks):
+    """Each attention has by head a score more, which weighs and has no value: as gpt-oss has it."""
+    for number, node in enumerate([n for n in model.graph.node if n.op_type == "Softmax"]):
+        (scores,), (out,) = node.input, node.output
+        node.input[0], node.output[0] = f"joined{number}", f"weights{number}"
+        before = [
+            onnx.helper.make_node("Slice", [scores, "none", "first", "last"], [f"some{number}"]),
+            onnx.helper.make_node("Mul", [f"some{number}", "nothing"], [f"zeros{number}"]),
+            onnx.helper.make_node("Add", [f"zeros{number}", "sinks"], [f"sinks{number}"]),
+            onnx.helper.make_node("Concat", [scores, f"sinks{number}"], [f"joined{number}"], axis=-1),
+        ]
+        after = onnx.helper.make_node("Slice", [f"weights{number}", "none", "last", "last"], [out])
+        at = list(model.graph.node).index(node)
+        model.graph.node.insert(at + 1, after)
+        for offset, one in enumerate(before):
+            model.graph.node.insert(at + offset, one)
+    constants(model, none=[0], first=[1], last=[-1], nothing=np.float32(0))
+    constants(model, sinks=np.float32(sinks).reshape(1, -1, 1, 1))
+
+
+@pytest.mark.parametrize("word", ["replicate", "heads", "tokens"])
+@pytest.mark.parametrize("kind", ["capped", "sunk", "sunk and capped"])
+def test_caps_and_sinks_in_plain_operators_are_found_by_trying(kind, word, tmp_path):
+    def change(model):
+        heads = next(v for v in model.graph.input if "past" in v.name).type.tensor_type.shape.dim[1].dim_value
+        if "sunk" in kind:
+            sunk(model, np.linspace(-3, 4, heads))
+        if "capped" in kind:
+            capped(model, 0.8)
+
+    stepped = as_steps(changed("gpt2_cached", change, tmp_path))
+    caps = [a.f for n in stepped.model.model.graph.node for a in n.attribute if a.name == "cap"]
+    assert caps == pytest.approx([0.8 if "capped" in kind else 0.0] * 2)
+    logits_are_the_files(tmp_path / "model.onnx", PLANS[word])
+
+
+@pytest.mark.parametrize("cap", [0.5, 5.0, 50.0, 1000.0])
+def test_a_cap_is_told_however_far_it_is(cap, tmp_path):
+    stepped = as_steps(changed("gpt2_cached", lambda model: capped(model, cap), tmp_path))
+    found = [a.f for n in stepped.model.model.graph.node for a in n.attribute if a.name == "cap"]
+    assert found == pytest.approx([cap] * 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gpt2_cached", "llama_cached", "llama_genai"])
+@pytest.mark.parametrize("word", PLANS)
+def test_a_decoder_of_float16_is_served_and_said_to_be_rounded(name, word, tmp_path):
+    path = tmp_path / "model.onnx"
+    onnx.save(convert_float_to_float16(onnx.load(EXPORTS / f"{name}.onnx")), path)
+    decoder, whole = PaperDecoder(path, PLANS[word]), WholeDecoder(path)
+    session, other = PaperSession(), PaperSession()
+    for token in (3, 9, 27, 1, 4, 16, 5, 25):
+        found, wanted = decoder.step([(session, token), (other, 2)])[0], whole.step(token)
+        assert found.dtype == np.float32
+        assert np.abs(found - wanted).max() <= 1e-2 * np.abs(wanted).max()
+    lacking = cut_decoder(decoder.stepped, PLANS[word], 2)[0].emitted.schedule.lacking
+    assert "computes in float16" in lacking
+    assert "logits agree with the file's to about 1e-3" in lacking
 
 
 @pytest.mark.parametrize("word", ["replicate", "heads", "tokens"])

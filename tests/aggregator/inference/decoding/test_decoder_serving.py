@@ -53,7 +53,7 @@ class Serving:
 
     def __init__(self, house, folder, name, plan, replicas=1, nodes="abcabc"):
         self.house = house
-        self.path = EXPORTS / f"{name}.onnx"
+        self.path = name if isinstance(name, Path) else EXPORTS / f"{name}.onnx"
         self.boxes = {node: house.node(node) for node in "abc"}
         form = write_decoder(open_model(self.path), plan, folder)
         engine = SimpleNamespace(trips=house.trips, bulk=house.bulk, membership=house.membership)
@@ -122,6 +122,24 @@ def test_one_row_is_attended_by_the_shorter_graph_but_for_its_lse(tmp_path, word
             graphs[rows] |= {of for of in KERNELS for one in runs if one.graph == library.digest(of)}
         shorter = "cached_decode" if word == "tokens" else "cached_row"
         assert (graphs[1], graphs[8]) == ({shorter}, {"cached_decode"})
+
+
+@pytest.mark.parametrize("chunk", [8, 32])
+@pytest.mark.parametrize("word", ["replicate", "heads", "tokens"])
+def test_capped_scores_and_a_smooth_softmax_are_the_files(tmp_path, word, chunk, monkeypatch):
+    """Of 32 rows at once tiles come in order."""
+    monkeypatch.setattr(scheduling, "CHUNK_ROWS", chunk)
+    model = onnx.load(EXPORTS / "llama_genai.onnx")
+    for node in (one for one in model.graph.node if one.op_type == "GroupQueryAttention"):
+        more = {"softcap": 1.5, "smooth_softmax": 1, "local_window_size": 6}
+        kept = [a for a in node.attribute if a.name not in more]
+        del node.attribute[:]
+        node.attribute.extend([*kept, *(onnx.helper.make_attribute(*one) for one in more.items())])
+    onnx.save(model, tmp_path / "capped.onnx")
+
+    @scenario(tmp_path, name=tmp_path / "capped.onnx", word=word)
+    async def _(fleet):
+        await asyncio.gather(fleet.generates_as_the_file(0, 23, 4), fleet.generates_as_the_file(1, 3, 3))
 
 
 @pytest.mark.parametrize("greedy", [False, True])
