@@ -560,8 +560,7 @@ class NodeLink:
         final, keep = contribution.final, not contribution.bulk_tensors
         self._step(self._session.produced, contribution.task_id, data, final=final, keep=keep)
         if contribution.final:
-            # Behind the writer, which the step has woken: nobody waits for these.
-            self._loop.call_soon(self._count, contribution)
+            self._count(contribution)  # it is on its way, or waits for the writer: nobody waits for this
 
     def _count(self, contribution: Contribution) -> None:
         if contribution.error and contribution.error.name == UnknownProgram.__name__:

@@ -127,7 +127,11 @@ def varint(value: int) -> bytes:
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
     """The number that begins at `at`, of at most 64 bits, and where it ends; LookupError if there is none."""
-    value = shift = 0
+    byte = data[at]
+    at += 1
+    if byte < 0x80:  # as most are
+        return byte, at
+    value, shift = byte & 0x7F, 7
     while True:
         byte = data[at]
         at += 1

@@ -145,8 +145,11 @@ class CellState:
             return self._began + GRACE_SECONDS
         if not self._jobs:
             return self._idle_since + IDLE_SECONDS
-        graces = [job.stopped + GRACE_SECONDS for job in self._running() if job.stopped is not None]
-        return min([self._looked_at + LOOK_SECONDS, *graces])
+        found = self._looked_at + LOOK_SECONDS
+        for job in self._jobs.values():
+            if job.stopped is not None and job.lane is not None:
+                found = min(found, job.stopped + GRACE_SECONDS)
+        return found
 
     # Events
 
@@ -310,6 +313,9 @@ class CellState:
         waiting = [(n, job) for n, job in self._jobs.items() if job.lane is None]
         if not waiting:
             return []
+        if len(self._jobs) == 1 and not waiting[0][1].alone:  # as most are: nobody is in its way
+            self._looked_at = now
+            return [self._granted(*waiting[0], 0)]
         actions: list[Action] = []
         running = self._running()
         # Those to be tried alone first, and while one is, nobody else.
@@ -326,10 +332,13 @@ class CellState:
                 break
             if not running and not actions:
                 self._looked_at = now
-            job.lane = free.pop(0)
-            self._touched.add(job.digest)
-            actions.append(Grant(number, job.lane))
+            actions.append(self._granted(number, job, free.pop(0)))
         return actions
+
+    def _granted(self, number: int, job: _Job, lane: int) -> Grant:
+        job.lane = lane
+        self._touched.add(job.digest)
+        return Grant(number, lane)
 
     def _charge(self, used: Usage) -> None:
         """Share what the cell has used since the last look among the jobs that run."""
