@@ -25,6 +25,7 @@ from aggregator.inference.decoding.programs import RowsCut
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.schedule.meeting import Meetings
 from edge_attention.core.schedule.pieces import DecoderForm
+from edge_attention.core.schedule.schedule import ending_output
 from edge_attention.core.tensors import Array
 
 __all__ = ["Beginning", "Begun", "ends_and_begins", "next_flight"]
@@ -42,11 +43,10 @@ def ends_and_begins(cut: RowsCut, form: DecoderForm) -> dict[int, str]:
         return {}  # it is what the likeliest token comes as
     found: dict[int, str] = {}
     for one in last:
-        made = [each.output for each in one.contributions if each.boundary == schedule.results[form.logits]]
-        outputs = made or list(one.kept)  # who does not contribute the results keeps them
-        if len(outputs) != 1:
+        output = ending_output(one, schedule.results[form.logits])
+        if not output:
             return {}
-        found[one.part] = outputs[0]
+        found[one.part] = output
     return found
 
 

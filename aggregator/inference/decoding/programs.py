@@ -13,8 +13,8 @@ and attends over them.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -36,7 +36,14 @@ from edge_attention.core.messages.program import (
     Value,
 )
 from edge_attention.core.schedule.extents import extent_shape
-from edge_attention.core.schedule.pieces import AttentionPiece, GraphPiece, SegmentPieces
+from edge_attention.core.schedule.pieces import (
+    NEXT,
+    TOKEN,
+    AttentionPiece,
+    EndsJoined,
+    GraphPiece,
+    SegmentPieces,
+)
 from edge_attention.core.schedule.schedule import Constant, Delivery, Kept, ModelInput, Weight
 from edge_attention.core.tensors import Array
 from edge_attention.graphs.attention import library
@@ -91,6 +98,7 @@ class RowsCut:
     pieces: Mapping[str, SegmentPieces]
     tables: Mapping[str, frozenset[str]]
     """By digest of a graph, the inputs in which it only looks up rows."""
+    ends: EndsJoined = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,19 +179,25 @@ class FlightPrograms:
             prefix = f"{part}{'n' * ahead}."
             writer = _ProgramWriter(self, cut, asks.one, slots, lane, memory, f"task/{prefix}")
             token = ""
+            ends = any(other.ahead is not None for other in asked[at + 1 : at + 2])
             if asks.ahead is not None:
                 assert before is not None
                 logits, ids = asks.ahead
                 chosen = f"task/{prefix}token"
-                instructions.append(
-                    Run(library.digest("likeliest"), {"logits": before.value(logits)}, {"token": chosen})
-                )
                 writer.given[ids] = Stored(chosen)
                 token = f"{prefix}token"
                 wanted[token] = np.dtype(np.int64), (cut.rows, 1)
                 returns.append(Return(chosen, token))
-            ends = any(other.ahead is not None for other in asked[at + 1 : at + 2])
-            instructions += writer.written(keeps=not ends)
+                begins = writer.written(keeps=not ends)
+                one = _joined(cut.ends, instructions[-1], begins[0], chosen, {r.stored for r in returns})
+                if one is None:
+                    likeliest = library.digest("likeliest")
+                    one = Run(likeliest, {"logits": before.value(logits)}, {"token": chosen})
+                    instructions += (one, *begins)
+                else:
+                    instructions[-1:] = (one, *begins[1:])
+            else:
+                instructions += writer.written(keeps=not ends)
             # Last of all: what comes back is one message.
             names = {f"{prefix}{output}" if len(asked) > 1 else output: output for output in writer.wanted}
             returns += [Return(writer.value(output).name, name) for name, output in names.items()]
@@ -432,6 +446,24 @@ class _ProgramWriter:
         self.places[slot] = name
         self.tensors[slot] = np.broadcast_to(np.zeros((), dtype), shape)
         return slot
+
+
+def _joined(
+    ends: EndsJoined, last: Instruction, first: Instruction, token: str, returned: Collection[str]
+) -> Run | None:
+    """One run of what ends a token and what begins the next, which takes `token`; None: they are two.
+
+    `returned`: what comes back of the task: of what the last one makes nobody else reads anything.
+    """
+    if not (isinstance(last, Run) and isinstance(first, Run)):
+        return None
+    graph = ends.get((last.graph, first.graph))
+    if graph is None:
+        return None
+    inputs = {NEXT + name: value for name, value in first.inputs.items() if value != Stored(token)}
+    outputs = {output: name for output, name in last.outputs.items() if name in returned}
+    begun = {NEXT + output: name for output, name in first.outputs.items()}
+    return Run(graph, {**last.inputs, **inputs}, {**outputs, TOKEN: token, **begun})
 
 
 def _read_by(pieces: SegmentPieces, memory: bool) -> set[str]:

@@ -54,7 +54,13 @@ from edge_attention.core.errors import (
     Internal,
 )
 from edge_attention.core.messages.program import Drop
-from edge_attention.core.schedule.pieces import DecoderForm, GraphPiece, loads_pieces, loads_tables
+from edge_attention.core.schedule.pieces import (
+    DecoderForm,
+    GraphPiece,
+    loads_ends,
+    loads_pieces,
+    loads_tables,
+)
 from edge_attention.core.schedule.schedule import Weight
 from edge_attention.core.tensors import Array, Float32
 from edge_attention.core.transitions import told
@@ -232,10 +238,9 @@ class DecoderServing:
             pieces = await asyncio.to_thread(self._read)
             paths: dict[str, Path] = {}
             for rows, cut in self._cuts.items():
-                for of in cut.pieces.values():
-                    for piece in of:
-                        if isinstance(piece, GraphPiece):
-                            paths[piece.graph] = self._folder / str(rows) / "graphs" / f"{piece.graph}.onnx"
+                own = [one.graph for of in cut.pieces.values() for one in of if isinstance(one, GraphPiece)]
+                for graph in (*own, *cut.ends.values()):
+                    paths[graph] = self._folder / str(rows) / "graphs" / f"{graph}.onnx"
             for digest, path in paths.items():
                 self._bulk.lend_file(digest, path, 0, path.stat().st_size)
             self._graphs = tuple(paths)
@@ -263,7 +268,9 @@ class DecoderServing:
             course = Course(files.schedule())
             cut = loads_pieces((folder / "pieces.json").read_text())
             tables = loads_tables((folder / "tables.json").read_text())
-            self._cuts[rows] = RowsCut(rows, course, cut, tables)
+            ends = folder / "ends.json"  # of more rows there is none, nor of what earlier releases cut
+            joined = loads_ends(ends.read_text()) if ends.exists() else {}
+            self._cuts[rows] = RowsCut(rows, course, cut, tables, joined)
             for part, own in enumerate(found):
                 pieces = pieces_of(self._deployment, rows_shape(rows), course, part, files, self._weights)
                 own |= {piece.name: piece for piece in pieces}
@@ -287,12 +294,16 @@ class DecoderServing:
 
     async def _warm_up(self, node: str, part: int, scope: str, flight: Flight) -> None:
         cut = self._cuts[flight.rows]
-        for one in cut.course.parts[part]:
-            if flight.memory and not self._programs.remembers(cut, one):
-                continue
-            call = self._programs.call(cut, [AskedSegment(one)], (scope,), -1 - part, flight.memory)
+        own, ends = cut.course.parts[part], self._routes.ends
+        asked = [[one] for one in map(AskedSegment, own)]
+        if flight.memory:
+            asked = [[one] for (one,) in asked if self._programs.remembers(cut, one.one)]
+        elif cut.ends and part in ends:
+            asked.append([AskedSegment(own[-1]), AskedSegment(own[0], (ends[part], self.form.ids))])
+        for number, asks in enumerate(asked):
+            call = self._programs.call(cut, asks, (scope,), -1 - part, flight.memory)
             errand = Errand(
-                shard=f"warm.part{part}.step{one.step}",
+                shard=f"warm.part{part}.{number}",
                 holders=(node,),
                 coverage=range(part, part + 1),
                 instructions=call.instructions,
@@ -302,7 +313,7 @@ class DecoderServing:
             )
             outcome = await self._trips.make([errand], WARM_SECONDS, believed=())
             for missing in outcome.missing.values():
-                log.info("node %s, part %d, step %d: %s", node, part, one.step, missing.text)
+                log.info("node %s, part %d, step %d: %s", node, part, asks[0].one.step, missing.text)
                 raise missing.error or missing.cause(missing.text)
 
     def _room(self, node: str) -> int:

@@ -20,15 +20,20 @@ from typing import Any
 from edge_attention.core.errors import DataLoss
 
 __all__ = [
+    "NEXT",
+    "TOKEN",
     "AttentionPiece",
     "CacheForm",
     "DecoderForm",
+    "EndsJoined",
     "GraphPiece",
     "SegmentPieces",
     "dumps_decoder",
+    "dumps_ends",
     "dumps_pieces",
     "dumps_tables",
     "loads_decoder",
+    "loads_ends",
     "loads_pieces",
     "loads_tables",
 ]
@@ -75,6 +80,13 @@ class AttentionPiece:
     group: int = 0
     cap: float = 0.0
 
+
+TOKEN, NEXT = "next", "next/"
+"""In a graph that ends a token and begins the next: its output that is the token, and what the names of the
+inputs and outputs of the graph that begins it begin with there."""
+
+EndsJoined = dict[tuple[str, str], str]
+"""By the graphs of the piece that ends a token and of the one that begins it, the graph of both."""
 
 SegmentPiece = GraphPiece | AttentionPiece
 SegmentPieces = tuple[SegmentPiece, ...]
@@ -154,6 +166,19 @@ def loads_tables(text: str) -> dict[str, frozenset[str]]:
     try:
         return {str(digest): frozenset(map(str, names)) for digest, names in json.loads(text).items()}
     except (ValueError, TypeError, AttributeError) as error:
+        raise _lost(error) from None
+
+
+def dumps_ends(joined: EndsJoined) -> str:
+    """Which graphs are joined, as JSON."""
+    return json.dumps([[*pair, digest] for pair, digest in joined.items()])
+
+
+def loads_ends(text: str) -> EndsJoined:
+    """What `dumps_ends` wrote. Raises DataLoss where it is none."""
+    try:
+        return {(str(last), str(first)): str(digest) for last, first, digest in json.loads(text)}
+    except (ValueError, TypeError) as error:
         raise _lost(error) from None
 
 

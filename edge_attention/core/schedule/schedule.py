@@ -35,6 +35,7 @@ __all__ = [
     "Step",
     "TensorForm",
     "Weight",
+    "ending_output",
 ]
 
 
@@ -152,6 +153,16 @@ class ModelSegment:
     inputs: Mapping[str, Source]
     kept: Mapping[str, str] = field(default_factory=dict)
     contributions: tuple[Contributed, ...] = ()
+
+
+def ending_output(segment: ModelSegment, results: str) -> str:
+    """The output of a last segment that has the boundary `results`; "" where it has none, or several.
+
+    Who does not contribute the results keeps them.
+    """
+    made = [one.output for one in segment.contributions if one.boundary == results]
+    outputs = made or list(segment.kept)
+    return outputs[0] if len(outputs) == 1 else ""
 
 
 @dataclass(frozen=True)

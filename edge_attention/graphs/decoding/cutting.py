@@ -4,12 +4,13 @@ decoder.json            core/schedule/pieces.py: what serving it takes
 <rows>/schedule.json    and so on, as of every cut model (graphs/axes/folder.py); graphs are those of pieces
 <rows>/pieces.json      by graph of the schedule, what it is in pieces
 <rows>/tables.json      by graph of a piece, the inputs in which it only looks up rows
+<rows>/ends.json        of one row: which graphs that end and begin a token are one (ends.py), if any
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from edge_attention.core.schedule.pieces import (
     GraphPiece,
     SegmentPieces,
     dumps_decoder,
+    dumps_ends,
     dumps_pieces,
     dumps_tables,
 )
@@ -54,6 +56,7 @@ from edge_attention.graphs.axes.jumps import jumps, narrow_kind
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel
 from edge_attention.graphs.axes.narrow import layer_bytes, narrow_places
+from edge_attention.graphs.decoding.ends import join_ends
 from edge_attention.graphs.decoding.rewriting import ROWS, SCALES, SteppedModel, as_steps
 from edge_attention.graphs.decoding.splitting import made_of_memory, split, types_in
 from edge_attention.graphs.decoding.step_graph import ATTENTION
@@ -72,6 +75,9 @@ ALONE_BYTES = 64 * 1024 * 1024
 """Of weights that each part holds for that, in all layers together."""
 ENDS_BYTES = 64 * 1024 * 1024
 """Of weights that each part holds more so that all of them end a token."""
+JOINED_BYTES = 16 * 1024 * 1024
+"""Of weights that nodes hold once more in a graph that both ends and begins a token: more are read for longer
+than the run takes that it spares."""
 ROWS_APART = 3
 """Rows that a decoder is bound to, to see whether they meet."""
 
@@ -106,9 +112,15 @@ def write_steps(stepped: SteppedModel, plan: CutPlan, folder: Path) -> DecoderFo
         ends_alike = len(made.emitted.schedule.steps[-1].segments) > 1
         made = _with_known(made, known, files)
         into = folder / str(rows)
+        own = made.emitted.graphs
+        if rows == 1 and ends_alike and _few_at_ends(made.emitted.schedule, stepped.model):
+            ends, more = join_ends(made.emitted.schedule, made.pieces, own, form.ids, form.logits)
+            into.mkdir(parents=True, exist_ok=True)
+            (into / "ends.json").write_text(dumps_ends(ends))
+            made = replace(made, emitted=replace(made.emitted, graphs={**own, **more}))
         write_cut(made.emitted, stepped.model, into)
         (into / "pieces.json").write_text(dumps_pieces(made.pieces))
-        tables = {digest: tables_of(data) for digest, data in made.emitted.graphs.items()}
+        tables = {digest: tables_of(data) for digest, data in own.items()}
         (into / "tables.json").write_text(dumps_tables(tables))
     assert form is not None
     (folder / "decoder.json").write_text(dumps_decoder(form))
@@ -265,9 +277,25 @@ def _ends_alike(schedule: Schedule, model: OpenModel) -> bool:
     others = [schedule.weights_of(one.part) for one in first if one.part != last[0].part]
     own = {source for source in last[0].inputs.values() if isinstance(source, Weight)}
     more = [source for source in own if any(source not in held for held in others)]
-    forms = [(_weight_form(model, one.name), one.extent) for one in more]
-    size = sum(math.prod(extent_shape(f.shape, e)) * np.dtype(f.dtype).itemsize for f, e in forms)
-    return size <= ENDS_BYTES
+    return _weight_bytes(more, model) <= ENDS_BYTES
+
+
+def _few_at_ends(schedule: Schedule, model: OpenModel) -> bool:
+    """Whether what ends and begins a token has so few weights that nodes may pack them once more, in one
+    graph of both (ends.py)."""
+    own = {
+        source
+        for step in (schedule.steps[0], schedule.steps[-1])
+        for segment in step.segments
+        for source in segment.inputs.values()
+        if isinstance(source, Weight)
+    }
+    return _weight_bytes(own, model) <= JOINED_BYTES
+
+
+def _weight_bytes(weights: Iterable[Weight], model: OpenModel) -> int:
+    forms = [(_weight_form(model, one.name), one.extent) for one in weights]
+    return sum(math.prod(extent_shape(f.shape, e)) * np.dtype(f.dtype).itemsize for f, e in forms)
 
 
 def _in_pieces(emitted: Emitted, model: OpenModel, with_lse: bool, states: str) -> DecoderCut:

@@ -11,14 +11,16 @@ from decoder_runs import PaperDecoder, PaperSession, WholeDecoder
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from edge_attention.core.errors import FailedPrecondition
+from edge_attention.core.errors import DataLoss, FailedPrecondition
 from edge_attention.core.schedule.extents import extent_shape
 from edge_attention.core.schedule.pieces import (
     GraphPiece,
     dumps_decoder,
+    dumps_ends,
     dumps_pieces,
     dumps_tables,
     loads_decoder,
+    loads_ends,
     loads_pieces,
     loads_tables,
 )
@@ -129,13 +131,23 @@ def test_no_segment_that_a_node_is_sent_has_our_operator(tmp_path):
 @pytest.mark.parametrize("name", ["gpt2_cached", "llama_genai"])
 @pytest.mark.parametrize("word", PLANS)
 def test_all_numbers_of_rows_have_the_same_graphs(name, word, tmp_path):
-    """So that nodes pack each weight once."""
+    """So that nodes pack each weight once, but for those of the graph that ends and begins a token."""
     write_decoder(open_model(EXPORTS / f"{name}.onnx"), PLANS[word], tmp_path)
     graphs = {path.parent.parent.name: set() for path in tmp_path.rglob("*.onnx")}
     for path in tmp_path.rglob("*.onnx"):
-        graphs[path.parent.parent.name].add(path.name)
+        graphs[path.parent.parent.name].add(path.stem)
     assert len(graphs) == 8
+    ends = loads_ends((tmp_path / "1/ends.json").read_text()) if word.startswith("heads") else {}
+    assert len(graphs["1"] & set(ends.values())) == len(ends)
+    graphs["1"] -= set(ends.values())
     assert len({frozenset(of) for of in graphs.values()}) == 1
+
+
+def test_which_graphs_are_joined_is_read_as_it_was_written():
+    ends = {("a", "b"): "c", ("a", "d"): "e"}
+    assert loads_ends(dumps_ends(ends)) == ends
+    with pytest.raises(DataLoss, match="deploy the model again"):
+        loads_ends('[["a", "b"]]')
 
 
 def test_a_graph_of_several_parts_takes_what_each_of_them_is_sent(tmp_path):

@@ -34,6 +34,7 @@ from edge_attention.core.schedule.fold_plan import FoldPlan
 from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
 from edge_attention.graphs.attention import library
 from edge_attention.graphs.axes.model_reading import open_model
+from edge_attention.graphs.decoding import cutting
 from edge_attention.graphs.decoding.cutting import write_decoder
 
 EXPORTS = Path(__file__).parents[3] / "graphs/axes/exports"
@@ -358,9 +359,16 @@ def _calls(fleet, node="a"):
     return sum(program.shard.startswith("part") for program in fleet.boxes[node].programs)
 
 
+@pytest.mark.parametrize("joined", [True, False])
 @pytest.mark.parametrize("name", ["gpt2_cached", "llama_cached"])
 @pytest.mark.parametrize("word", ["heads", "heads of three"])
-def test_who_takes_the_likeliest_token_has_a_trip_less_and_the_same_bits(tmp_path, name, word):
+def test_who_takes_the_likeliest_token_has_a_trip_less_and_the_same_bits(
+    tmp_path, monkeypatch, name, word, joined
+):
+    """Whether or not one graph ends a token and begins the next."""
+    if not joined:
+        monkeypatch.setattr(cutting, "JOINED_BYTES", 0)
+
     @scenario(tmp_path, name, word)
     async def _(fleet):
         steps = len(fleet.serving._cuts[1].course.schedule.steps)
@@ -378,6 +386,12 @@ def test_who_takes_the_likeliest_token_has_a_trip_less_and_the_same_bits(tmp_pat
         assert found[True].tobytes() == found[False].tobytes()
         assert calls[False] == [steps] * 8
         assert calls[True] == [steps, *[steps - 1] * 7]
+        # Of the graphs that end a token and begin the next each node runs one, or three.
+        ahead = [c for c in fleet.serving._programs._made.values() if any(s.ahead for s in c.shares)]
+        runs = [one.graph for call in ahead for one in call.instructions if isinstance(one, Run)]
+        assert ahead
+        assert (library.digest("likeliest") in runs) is not joined
+        assert (not {*fleet.serving._cuts[1].ends.values()}.isdisjoint(runs)) is joined
 
 
 def test_of_another_token_than_the_likeliest_nothing_is_taken_that_was_begun(tmp_path):
