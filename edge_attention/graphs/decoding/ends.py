@@ -108,7 +108,8 @@ def _joined(last: bytes, logits: str, first: bytes, tokens: Sequence[str]) -> by
 def _values(model: ModelProto) -> set[str]:
     """The names of all values of the graph."""
     graph = model.graph
-    found = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
+    found = {value.name for value in (*graph.input, *graph.output)}
+    found.update(tensor.name for tensor in graph.initializer)
     for node in graph.node:
         found.update(_named(node.input), _named(node.output))
     return found
