@@ -66,7 +66,7 @@ def odd_outputs():
         helper.make_node("Identity", ["sum"], ["again"]),
     ]
     outputs = [value("where", TensorProto.INT64, [1, "m"]), value("either", FLOAT, ["k"])]
-    outputs += [value(name, FLOAT, ["n"]) for name in ("same", "sum", "again")]
+    outputs += [value(name, FLOAT, ["n"]) for name in ("same", "sum", "again", "x")]
     constants = [
         helper.make_tensor("zero", FLOAT, [], [0.0]),
         helper.make_tensor("seven", FLOAT, [1], [7.0]),

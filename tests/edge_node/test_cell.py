@@ -34,6 +34,7 @@ from edge_node.cell import cells
 from edge_node.cell import host as cell_host
 from edge_node.cell import process as cell_process
 from edge_node.cell import state as cell_state
+from edge_node.cell.messages import LARGE
 from edge_node.cell.refused_graphs import RefusedGraphs
 from edge_node.runtime import ForeignGraph, Runtime, Stop
 from edge_node.steps import ANYTHING
@@ -130,16 +131,20 @@ def test_runs_that_are_alike_are_told_apart_by_what_is_in_them(shared):
                 np.testing.assert_array_equal(y, feeds["x" + name[1:]])
 
 
-@pytest.mark.parametrize("outputs", [("sum",), ("same",), ("where",), ("either",), ("seven", "again", "sum")])
-def test_a_run_like_an_earlier_one_gives_what_its_own_inputs_make(shared, outputs):
-    """From the second on its inputs and outputs are bound; an output of another size then unbinds them."""
+@pytest.mark.parametrize("size", [6, LARGE // 4], ids=["in the window", "in memory of their own"])
+@pytest.mark.parametrize(
+    "outputs", [("sum",), ("same",), ("x",), ("where",), ("either",), ("seven", "again", "sum", "x")]
+)
+def test_a_run_like_an_earlier_one_gives_what_its_own_inputs_make(shared, outputs, size):
+    """From the second on its outputs have their places; an output of another size then has another."""
     rng = np.random.default_rng(3)
     for turn in range(12):
-        x = rng.standard_normal(6).astype(np.float32)
+        x = rng.standard_normal(size).astype(np.float32)
         x = -np.abs(x) if turn in (4, 7) else x  # other sizes in between
         wanted = {
             "where": np.flatnonzero(x > 0)[None],
             "either": np.concatenate([x, x]) if (x > 0).any() else x,
+            "x": x,
             "same": x,
             "seven": np.full(1, 7, np.float32),
             "sum": x + x,
@@ -533,6 +538,7 @@ ORPHAN = """
 import sys, threading, numpy as np
 sys.path.insert(0, sys.argv[1])
 import small_graphs
+from edge_node.cell.messages import LARGE
 from edge_node.cell.refused_graphs import RefusedGraphs
 from edge_node.runtime import Runtime, Stop
 
