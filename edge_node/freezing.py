@@ -8,6 +8,7 @@ tasks on private data keep to. For the same reason nothing is frozen whose size 
 from __future__ import annotations
 
 import itertools
+import secrets
 import threading
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from hashlib import sha256
@@ -24,6 +25,11 @@ from edge_node.store.held import Held
 from edge_node.store.store import Store
 
 __all__ = ["Freezer"]
+
+_LIFE = secrets.token_hex(8)
+_serials = itertools.count()
+"""With both a graph with constants is called by what no other one is: a cell takes what is called alike for
+the same, and what has ended it is remembered by its name from one life of the node to the next."""
 
 
 class Freezer:
@@ -44,7 +50,6 @@ class Freezer:
         self._runtime = runtime
         self._lock = lock
         self._kept = kept
-        self._serials = itertools.count()
         self.sessions = FrozenSessions(store, drop)
 
     def leave(self, prepared: Prepared) -> None:
@@ -120,7 +125,7 @@ class Freezer:
             try:
                 arrays = {i: one.array for i, one in constants.items()}
                 # Not by what is in it: its digest would tell of that.
-                called = sha256(f"{graph.digest}/{next(self._serials)}".encode()).hexdigest()
+                called = sha256(f"{graph.digest}/{_LIFE}/{next(_serials)}".encode()).hexdigest()
                 found.graph = self._runtime.frozen(graph, called, arrays)
                 return found.graph
             except BaseException:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -38,12 +38,18 @@ class PreparedPrograms:
         self._kept: OrderedDict[bytes, Prepared] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
+        self._made: Freezer | None = None
+        self._making = threading.Lock()
 
-    @cached_property
+    @property
     def _freezer(self) -> Freezer:
-        from edge_node.freezing import Freezer  # a node that freezes nothing spares it
+        """One for all: since Python 3.12 several threads would each make a `cached_property` of their own."""
+        with self._making:
+            if self._made is None:
+                from edge_node.freezing import Freezer  # a node that freezes nothing spares it
 
-        return Freezer(self._store, self._runtime, self._lock, self._kept, self._drop)
+                self._made = Freezer(self._store, self._runtime, self._lock, self._kept, self._drop)
+            return self._made
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -38,8 +38,10 @@ from edge_attention.core.release import column
 from edge_attention.core.tensors import DataType
 from edge_attention.graphs.attention import library
 from edge_attention.wire.link import prepared_program
+from edge_node import freezing as freezing_module
 from edge_node import frozen
 from edge_node import programs as module
+from edge_node.cell.refused_graphs import RefusedGraphs
 from edge_node.direct import BoundRun
 from edge_node.executor import Execution, LocalNode
 from edge_node.programs import PreparedPrograms
@@ -68,8 +70,8 @@ def call(program, slots=FULL, data=None, **fields):
 class Box:
     """What a node has of it, without a link."""
 
-    def __init__(self, limit=1 << 24, releases=()):
-        self.store, self.runtime = Store(limit), Runtime()
+    def __init__(self, limit=1 << 24, releases=(), runtime=None):
+        self.store, self.runtime = Store(limit), runtime or Runtime()
         self.node = LocalNode(self.store, {}, Releases(releases))
         self.programs = PreparedPrograms(self.store, self.runtime)
         self.store.freed = self.programs.forget
@@ -371,6 +373,42 @@ def test_what_two_threads_freeze_at_a_time_is_made_once_and_again_if_it_fails(ba
         failed = [job for job in jobs if job.exception() is not None]
     assert (len(failed), len(made)) == (1, 2)
     assert box.store.used == 2 * W.nbytes
+
+
+def test_two_threads_that_freeze_first_share_what_there_is(monkeypatch):
+    box, made, begin = Box(), [], freezing_module.Freezer.__init__
+    box.store.put("job/j/w", W)
+    asked = [call(lane(number)) for number in range(2)]
+    second = threading.Thread(target=box.frozen, args=(asked[1],))
+
+    def slow(self, *args):
+        made.append(self)
+        if len(made) == 1:
+            second.start()
+            second.join(0.2)  # it would make another one now
+        begin(self, *args)
+
+    monkeypatch.setattr(freezing_module.Freezer, "__init__", slow)
+    box.frozen(asked[0])
+    second.join()
+    assert len(made) == 1
+    first, other = (box.frozen(one).instructions[0].session for one in asked)
+    assert first is other
+
+
+@pytest.mark.e2e
+def test_what_nodes_of_one_process_freeze_into_a_graph_is_each_one_s_own_in_their_cell():
+    runtime = Runtime(limit=64 << 20, graphs=RefusedGraphs())
+    try:
+        boxes = [Box(runtime=runtime) for _ in range(3)]
+        for turn in range(2):
+            for times, box in enumerate(boxes, 1):
+                if not turn:
+                    box.store.put("job/j/w", times * W)
+                np.testing.assert_array_equal(box.run(call(freezing()))["y"], X @ (times * W))
+        assert runtime.cells.public.counts.started == 1
+    finally:
+        runtime.close()
 
 
 @given(
