@@ -349,7 +349,9 @@ class DirectCall:
                 raise InvalidTensor(f"{name} has {array.ndim} dimensions; the limit is {MAX_RANK}")
             tensors[name] = array
             if name.startswith("job/"):
-                self._store.put(name, array)
+                with self._stop.writing:
+                    self._stop.check()
+                    self._store.put(name, array)
             else:
                 made += array.nbytes
         self._made += made
@@ -372,7 +374,9 @@ class DirectCall:
         assert isinstance(source, Stored)
         rows, at = placed(append, self._tensors[source.name], Held(self._tensors[append.place]))
         require_sequence(self._store, append.sequence, at)
-        self._store.append(append.sequence, rows, at, append.tile)
+        with self._stop.writing:
+            self._stop.check()
+            self._store.append(append.sequence, rows, at, append.tile)
 
     def _count(self, size: int) -> None:
         """Raises OutOfMemory if the store has no room for so many bytes beside what it holds."""

@@ -313,8 +313,10 @@ class Execution:
 
     def _put(self, name: str, array: Array, origin: Origin | None = None, digest: str = "") -> None:
         if not name.startswith("task/"):
-            self._changed.add(name)
-            self._store.put(name, array, origin, digest)
+            with self._stop.writing:
+                self._stop.check()
+                self._changed.add(name)
+                self._store.put(name, array, origin, digest)
             return
         if self._sequences and self._scoped(name) in self._sequences:
             raise InvalidProgram(f"{name} is a sequence: drop it before storing another tensor there")
@@ -449,7 +451,11 @@ class Execution:
                 self._changed.add(name)
             if append.place:
                 require_sequence(self._store, name, at)
-            self._store.append(name, source, at, append.tile, held.origin, append.revision)
+            # Of a context changes are numbered, and the disk is waited for: nobody who ends a task may.
+            with self._stop.writing if name.startswith("job/") else _NOTHING:
+                if name.startswith("job/"):
+                    self._stop.check()
+                self._store.append(name, source, at, append.tile, held.origin, append.revision)
 
     def _batch(self, batch: Batch, turn: int | None) -> None:
         with self._plainly:

@@ -51,17 +51,24 @@ _RANDOM = ("Random", "Multinomial", "Bernoulli", "Dropout", "Sampling")
 
 
 class Stop:
-    """Ends a task from another thread, between its instructions and within a graph."""
+    """Ends a task from another thread, between its instructions and within a graph.
+
+    `writing`: held, with a `check` within, while something is stored that outlives the task, and is not long
+    in being stored: it is stored before `set` returns, or never. Whoever has the task ended, and then has
+    another one store something there, finds what that one has stored.
+    """
 
     def __init__(self) -> None:
         self.options = ort.RunOptions()
         self.timer: asyncio.TimerHandle | None = None
+        self.writing = threading.Lock()
         self._error: EdgeAttentionError | None = None
         self._watchers: list[Callable[[], None]] = []
 
     def set(self, error: EdgeAttentionError) -> None:
         """The task ends with `error`, at the next check; the first one counts."""
-        self._error = self._error or error
+        with self.writing:
+            self._error = self._error or error
         self.options.terminate = True
         for callback in list(self._watchers):
             callback()
