@@ -167,7 +167,7 @@ class Cell:
                     if not process.used[digest]:
                         del process.used[digest]
         except Nonsense as error:
-            self._tell(self._state.nonsense, number, str(error), self._clock())
+            self._tell_of(process, self._state.nonsense, number, str(error), self._clock())
             raise Gone from None
         except (Gone, OSError):
             # Nothing more can be said on this lane: either it is about to end, or it has to.
@@ -175,12 +175,13 @@ class Cell:
                 yield ANYTHING
             finally:
                 process.end_if_it_lives()
+                self._tell_of(process, self._state.given_up, number, self._clock())
             raise Gone from None
         except EdgeAttentionError:
             raise  # the cell has said so, or was not asked
         except BaseException:
             # Steps that are closed, or no memory for what was answered: the lane may have more to say.
-            self._tell(self._state.given_up, number, self._clock())
+            self._tell_of(process, self._state.given_up, number, self._clock())
             raise
 
     def _take_hold(
@@ -257,6 +258,12 @@ class Cell:
                 self._thread.start()
             elif (wake := self._state.wake) is not None and wake < self._asleep_until:
                 self._ring()  # to look at the clock earlier; later needs no waking
+
+    def _tell_of(self, process: CellProcess, event: Callable[..., list[Action]], *args: Any) -> None:
+        """Tell what has come of a job in `process`; nobody where that is gone, and the job another one's."""
+        with self._lock:
+            if self._process is process:
+                self._tell(event, *args)
 
     def _ring(self) -> None:
         self._asleep_until = float("-inf")
@@ -339,10 +346,10 @@ class Cell:
             how, number = process.ended()
             if number is not None or self._state.jobs:
                 self.counts.died[signal_name(number) if number is not None else "exit"] += 1
-            with self._changed:
+            with self._changed:  # at once: in between a lane of it would be granted
                 self._process = None
                 self._changed.notify_all()
-            self._tell(self._state.died, how, self._clock())
+                self._tell(self._state.died, how, self._clock())
             self._keep_blamed()
         elif report and self._state.phase is CellPhase.STARTING:
             self.report = report

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import math
 import os
+import signal
 import socket
 import threading
 from hashlib import sha256
@@ -163,6 +165,64 @@ def test_an_answer_there_was_no_memory_to_read_is_not_the_next_run_s(runtime, mo
         with pytest.raises(MemoryError):
             at_once(running)
     assert np.array_equal(graph.run({"x": X}, ["y"], Stop())[0], 2 * X)
+
+
+def test_an_answer_that_could_not_be_taken_is_nobody_s_while_its_process_is_still_there(runtime, monkeypatch):
+    graph = runtime.cached(DIGEST)
+    graph.run({"x": X}, ["y"], Stop())
+    process = runtime.cells.public._process
+    running = graph.steps({"x": X + 7}, ["y"], Stop())
+    assert readable(next(running), 60.0)
+    os.kill(process.pid, signal.SIGSTOP)  # what it was asked next it would write over that answer
+
+    def no_room(*_):
+        raise OSError(errno.ENOBUFS, "no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Channel, "take", no_room)
+        assert next(running) == ANYTHING
+    monkeypatch.setattr(process, "end_if_it_lives", lambda: None)  # it takes its time
+    running.close()
+    assert np.array_equal(graph.run({"x": X}, ["y"], Stop())[0], 2 * X)
+
+
+def test_steps_given_up_end_no_other_process_than_the_one_they_ran_in(runtime):
+    graph = runtime.cached(DIGEST)
+    graph.run({"x": X}, ["y"], Stop())
+    cell = runtime.cells.public
+    pid, running = cell.pid, graph.steps({"x": X + 7}, ["y"], Stop())
+    next(running)
+    os.kill(pid, signal.SIGKILL)
+    with cell._changed:
+        assert cell._changed.wait_for(lambda: cell._grants, 60.0)  # its turn in the next one
+    running.close()
+    pid = cell.pid
+    assert np.array_equal(graph.run({"x": X}, ["y"], Stop())[0], 2 * X)
+    assert cell.pid == pid
+
+
+def test_no_lane_is_granted_between_a_process_s_end_and_that_it_is_known(runtime, monkeypatch):
+    graph = runtime.cached(DIGEST)
+    graph.run({"x": X}, ["y"], Stop())
+    cell = runtime.cells.public
+    known, free, tell = threading.Event(), [], cell._tell
+
+    def asks():
+        free.append(cell._lock.acquire(blocking=False))
+        if free[0]:
+            cell._lock.release()
+
+    def observed(event, *said):
+        if event == cell._state.died:
+            other = threading.Thread(target=asks)
+            other.start(), other.join()
+            known.set()
+        tell(event, *said)
+
+    monkeypatch.setattr(cell, "_tell", observed)
+    os.kill(cell.pid, signal.SIGKILL)
+    assert known.wait(60.0)
+    assert free == [False]
 
 
 def test_to_see_a_cell_end_that_has_hung_up_is_a_wait_of_its_own(runtime, monkeypatch):
