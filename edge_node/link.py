@@ -347,7 +347,7 @@ class NodeLink:
                 require_caller(asked.caller)
                 self._call(asked, self._prepared.find(asked), stop)
             else:
-                self._carry_out(asked, graphs_of(asked), None, stop)
+                self._carry_out(asked, graphs_of(asked), None, True, stop)
         except Exception as error:  # whatever it is, the task ends
             self._fail(self._execution(_named(asked), {}, stop), stop, error)
         # Behind that: while a worker wakes up nobody waits for this.
@@ -355,9 +355,11 @@ class NodeLink:
             stop.timer = self._loop.call_later(max(0.0, seconds), _late, stop, seconds)
 
     def _call(self, call: Call, prepared: Prepared, stop: Stop) -> None:
-        direct, graphs = prepared.direct, self._loaded(prepared.wanted)
-        if direct is None or len(graphs) < len(prepared.wanted) or call.bulk_tensors:
-            return self._carry_out(prepared.called(call), prepared.wanted, prepared, stop)
+        # In this order: a thread that freezes it now changes the last of these first.
+        ready, direct, wanted = prepared.ready, prepared.direct, prepared.wanted
+        graphs = self._loaded(wanted)
+        if direct is None or len(graphs) < len(wanted) or call.bulk_tensors:
+            return self._carry_out(prepared.called(call), wanted, prepared, ready, stop)
 
         def execution() -> Execution:
             return self._execution(prepared.called(call), graphs, stop)
@@ -370,10 +372,15 @@ class NodeLink:
         self._run(_Work(task, stop, kind, _inline(prepared)), call.deadline_seconds)
 
     def _carry_out(
-        self, program: Program, wanted: Collection[str], prepared: Prepared | None, stop: Stop
+        self,
+        program: Program,
+        wanted: Collection[str],
+        prepared: Prepared | None,
+        ready: bool,
+        stop: Stop,
     ) -> None:
+        """`ready`: what `prepared` freezes was bound before `program` was made of it."""
         graphs = self._loaded(wanted)
-        ready = prepared is None or prepared.ready
         execution = self._execution(program, graphs, stop)
         if ready and not program.bulk_tensors and len(graphs) == len(wanted):
             work = _Work(execution, stop, self._kind(program, graphs), _inline(prepared))
@@ -429,7 +436,8 @@ class NodeLink:
     def _ended(self, stop: Stop, message: Contribution) -> None:
         if stop.timer is not None:
             stop.timer.cancel()
-        self._stops.pop(message.task_id, None)
+        if self._stops.get(message.task_id) is stop:  # else it has come again, and runs
+            del self._stops[message.task_id]
 
     def _run(self, work: _Work, seconds: float | None) -> None:
         """Run a task all of whose parts are here, for `seconds`: on the loop if it is short and alone."""

@@ -7,16 +7,33 @@ import gc
 import socket
 import weakref
 from collections import deque
+from hashlib import sha256
 
+import numpy as np
 import pytest
+import small_graphs
+from fake_aggregator import FakeAggregator
 
 from edge_attention.core.errors import ResourceExhausted
+from edge_attention.core.messages.program import (
+    Call,
+    Contribution,
+    Frozen,
+    PreparedProgram,
+    Return,
+    Run,
+    Slot,
+    Stored,
+)
+from edge_attention.core.tensors import DataType
 from edge_attention.trust.dial import Dial
 from edge_attention.wire.codec import MESSAGE_LIMIT
+from edge_attention.wire.link import prepared_program
 from edge_node.executor import LocalNode
 from edge_node.link import NodeLink
+from edge_node.prepared import Prepared
 from edge_node.release import Releases
-from edge_node.runtime import Runtime
+from edge_node.runtime import Runtime, Stop
 from edge_node.session import UNTAKEN, UNTAKEN_BYTES
 from edge_node.store.store import Store
 
@@ -108,3 +125,53 @@ def test_an_aggregator_that_does_not_read_is_left():
                 link._received(b"")
 
     asyncio.run(scenario())
+
+
+def test_a_task_that_came_again_and_runs_can_still_be_stopped_once_its_former_run_is_over():
+    async def scenario():
+        link = NodeLink(Dial("127.0.0.1:1"), "n", LocalNode(Store(1 << 20), {}, Releases()), Runtime())
+        former, now = Stop(), Stop()
+        link._stops["t"] = now
+        for stop, left in ((former, {"t": now}), (now, {})):
+            link._ended(stop, Contribution("t", "s", range(1), 0, 0, final=True))
+            assert link._stops == left
+
+    asyncio.run(scenario())
+
+
+def test_a_call_whose_program_is_frozen_just_as_it_is_read_runs_what_was_frozen(monkeypatch):
+    graph, data = small_graphs.product()
+    x, w = np.array([[1, 2], [3, 4]], np.float32), np.arange(6, dtype=np.float32).reshape(2, 3)
+    run = Run(graph, {"x": Stored("task/x"), "w": Stored("job/j/w")}, {"y": "task/y"})
+    slot = Slot("task/x", DataType.FLOAT32, x.shape)
+    program = PreparedProgram((run, Return("task/y", "y")), (slot,), (Frozen("job/j/w"),))
+    written = prepared_program.encode(program)
+    asked = Call("t", "s", range(1), 0, None, sha256(written).digest(), x.tobytes(), "someone", written)
+
+    async def scenario():
+        aggregator = await FakeAggregator().start()
+        node = LocalNode(Store(1 << 20), {}, Releases())
+        node.store.put("job/j/w", w)
+        runtime = Runtime()
+        link = NodeLink(Dial(f"127.0.0.1:{aggregator.port}"), "n", node, runtime)
+        loaded, called = {graph: runtime.load(graph, data)}, Prepared.called
+
+        def frozen_meanwhile(prepared, call):
+            found = called(prepared, call)
+            if not prepared.ready:
+                link._prepared.freeze(prepared, loaded)  # for another call, in a thread of its own
+            return found
+
+        monkeypatch.setattr(Prepared, "called", frozen_meanwhile)
+        running = asyncio.create_task(link.run())
+        try:
+            await aggregator.until(link.registered)
+            return (await aggregator.run(asked))[-1]
+        finally:
+            link.vanish()
+            await running
+            await aggregator.stop()
+
+    answer = asyncio.run(scenario())
+    assert answer.error is None
+    np.testing.assert_array_equal(answer.tensors["y"], x @ w)
