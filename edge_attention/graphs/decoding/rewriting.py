@@ -82,7 +82,7 @@ def as_steps(opened: OpenModel) -> SteppedModel:
         graph.in_reading_order([logits])
     positions = free_of_the_past(graph, inputs, [logits])
     alone = _require_by_rows(graph, inputs)
-    length = min(length, _tables(graph, positions))
+    length = min(length, _tables(graph, inputs, positions))
     dims: tuple[int | str, ...] = (ROWS, 1)
     kept = {name: dims for name in (inputs.ids, positions) if name}
     if not inputs.states:
@@ -190,11 +190,12 @@ def _require_by_rows(graph: StepGraph, inputs: DecoderInputs) -> str:
     return alone
 
 
-def _tables(graph: StepGraph, positions: str) -> int:
-    """How many positions there are in tables that are looked up by them."""
+def _tables(graph: StepGraph, inputs: DecoderInputs, positions: str) -> int:
+    """How many positions there are in tables that are looked up by them, and by nothing that follows from
+    tokens: an expert is looked up, too."""
     if not positions:
         return LENGTH
-    after = graph.behind([positions])
+    after = graph.behind([positions]) - graph.behind(filter(None, [inputs.ids, inputs.states]))
     sizes = {tensor.name: list(tensor.dims) for tensor in graph.model.graph.initializer}
     length = LENGTH
     for node in graph.nodes:

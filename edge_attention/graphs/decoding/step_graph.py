@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from onnx.inliner import inline_local_functions
 
 from edge_attention.core.errors import FailedPrecondition, InvalidGraph
@@ -70,7 +70,7 @@ class StepGraph:
                 raise InvalidGraph(f"the model's functions cannot be inlined: {first_line(error)}") from None
         for node in model.graph.node:
             node.domain = "" if node.domain == "ai.onnx" else node.domain
-        return cls(opened, model, list(model.graph.node))
+        return cls(opened, model, _without_passing(model.graph))
 
     @property
     def inputs(self) -> dict[str, ValueInfoProto]:
@@ -318,6 +318,32 @@ class StepGraph:
         self.model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
         places = {name: place for name, place in self.opened.places.items() if name in read}
         return OpenModel(self.opened.path, self.model, places)
+
+
+def _without_passing(graph: GraphProto) -> list[NodeProto]:
+    """The nodes, without those that give their input on: an Identity, a Concat of one input, or of one and
+    of constants in which there is nothing, as a past has them to which none was joined yet."""
+    nothing = {tensor.name for tensor in graph.initializer if 0 in tensor.dims}
+    kept_names = {value.name for value in graph.output}
+    kept_names |= {name for node in graph.node for name in reads(node) - set(node.input)}  # read inside
+    same: dict[str, str] = {}
+    nodes = []
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            node.input[position] = same.get(name, name)
+        if node.op_type == "Constant" and any(a.HasField("t") and 0 in a.t.dims for a in node.attribute):
+            nothing.update(node.output)
+        if node.op_type == "Concat" and not node.domain:
+            some = [name for name in node.input if name not in nothing]
+            if some and len(some) < len(node.input):
+                del node.input[:]
+                node.input.extend(some)
+        passes = node.op_type == "Identity" or (node.op_type == "Concat" and len(node.input) == 1)
+        if passes and not node.domain and node.output[0] not in kept_names:
+            same[node.output[0]] = node.input[0]
+        else:
+            nodes.append(node)
+    return nodes
 
 
 def both_in_one(inputs: Iterable[str]) -> bool:

@@ -422,6 +422,43 @@ def test_positions_that_begin_further_on_in_their_table_are_fewer(tmp_path):
     assert stepped.length == tables["rows"] - 2
 
 
+@pytest.mark.parametrize("empty", [None, (1, 6, 0, 4)])
+def test_a_past_that_is_joined_with_nothing_first_is_found(empty, tmp_path):
+    """As TorchScript writes the caches of today's `transformers`."""
+
+    def join(model):
+        for past in [v.name for v in model.graph.input if "past" in v.name]:
+            for node in model.graph.node:
+                for place, name in enumerate(node.input):
+                    node.input[place] = f"{past}_begun" if name == past else name
+            given = [past] if empty is None else ["nothing", past]
+            made = onnx.helper.make_node("Concat", given, [f"{past}_begun"], axis=-2)
+            model.graph.node.insert(0, made)
+        constants(model, nothing=np.zeros(empty or (1,), np.float32))
+
+    stepped = as_steps(changed("gpt2_cached", join, tmp_path))
+    assert sum(node.op_type == ATTENTION for node in stepped.model.model.graph.node) == 2
+    logits_are_the_files(tmp_path / "model.onnx", PLANS["heads"])
+
+
+def test_a_table_of_experts_says_nothing_of_positions(tmp_path):
+    def choose(model):
+        node = next(n for n in model.graph.node if "logits" in n.output)
+        node.output[list(node.output).index("logits")] = "plain"
+        more = [
+            onnx.helper.make_node("ArgMax", ["plain"], ["likeliest"], axis=-1, keepdims=0),
+            onnx.helper.make_node("Mod", ["likeliest", "two"], ["expert"]),
+            onnx.helper.make_node("Gather", ["experts", "expert"], ["chosen"]),
+            onnx.helper.make_node("Add", ["plain", "chosen"], ["logits"]),
+        ]
+        model.graph.node.extend(more)
+        constants(model, two=2, experts=np.float32([[0.5], [-0.25]]))
+
+    plain = as_steps(open_model(EXPORTS / "gpt2_cached.onnx")).length
+    assert as_steps(changed("gpt2_cached", choose, tmp_path)).length == plain
+    logits_are_the_files(tmp_path / "model.onnx", PLANS["replicate"])
+
+
 def test_activations_quantised_over_all_rows_go_one_by_one(tmp_path):
     """As `quantize_dynamic` writes them: what a row is told does not depend on another session's."""
     quantize_dynamic(EXPORTS / "gpt2_cached.onnx", tmp_path / "model.onnx", weight_type=QuantType.QInt8)
