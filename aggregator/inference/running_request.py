@@ -43,6 +43,9 @@ log = logging.getLogger(__name__)
 BESIDE = 2 * 1024 * 1024
 """Bytes of a segment's boundaries from which they are checked, folded and made beside the loop: on it they
 would hold it for a millisecond or more, and a thread costs 0.1."""
+END_SECONDS = 1.0
+"""What nodes were asked before it began again has so long to end, once there is an answer; a lane in which it
+has not is used by nobody else."""
 
 
 @dataclass(eq=False)
@@ -98,7 +101,9 @@ class RunningRequest:
             await self._over
             self.clean = not (self._lost or self.machine.abandoned)
             if self.clean and self._tasks:
-                await asyncio.wait(self._tasks, timeout=1.0)  # nothing is open: they end by themselves
+                # Nothing is open, so they end by themselves; but for what was asked before it began again.
+                _, going_on = await asyncio.wait(self._tasks, timeout=END_SECONDS)
+                self.clean = not (self._lost or going_on)
         finally:
             if self.machine.over is None:
                 self.machine.end(Cancelled("nobody waits for the answer"))

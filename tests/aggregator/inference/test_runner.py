@@ -557,6 +557,39 @@ def test_when_nothing_may_be_recorded_a_lost_node_makes_the_request_begin_again(
         assert fleet.steps("a") > 4
 
 
+def test_what_was_asked_before_a_request_began_again_writes_in_nobodys_lane(tmp_path, monkeypatch):
+    """A node is slow with what it was asked then; the request has ended, and the next one is under way."""
+    monkeypatch.setattr(running_request, "END_SECONDS", 0.01)
+
+    @scenario(tmp_path, "abc")
+    async def _(fleet):
+        fleet.runner._record.limit = 0
+        await fleet.prepare({0: ["a"], 1: ["b", "c"]})
+        box, held = fleet.boxes["a"], []
+        stop_at(fleet.boxes["b"], 3, fleet.boxes["b"].disconnect)
+        run = box.run
+
+        def slow(program):
+            if len(held) < 3:
+                held.append(program)
+                if len(held) == 3:
+                    return
+            run(program)
+
+        box.run = slow
+        await fleet.exact(0)
+        box.run = run
+
+        def late(program):
+            list(box.execute(held[2]))
+            run(program)
+
+        asked = fleet.steps("a")
+        box.run = lambda program: late(program) if fleet.steps("a") == asked + 4 else run(program)
+        await fleet.exact(1)
+        assert fleet.steps("a") >= asked + 4
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_nodes_that_come_and_go_at_random_leave_every_answer_exact(tmp_path, seed):
     rng = np.random.default_rng(seed)
