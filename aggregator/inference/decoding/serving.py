@@ -113,8 +113,8 @@ class DecoderServing:
         self._weights: dict[Weight, KnownWeight] = {}
         self._programs = FlightPrograms(deployment, self.life, self._weights)
         self._routes = FlightRoutes(self._programs, form.ids)
-        self._begun: dict[int, Begun] = {}
-        """By lane what the last flight there went ahead with."""
+        self._begun: Begun | None = None
+        """What the last flight went ahead with: of any other than the next one it is not to be."""
         self._cuts: dict[int, RowsCut] = {}
         self._graphs: tuple[str, ...] = ()
         self._holders: ShapeHolders | None = None
@@ -175,14 +175,17 @@ class DecoderServing:
         answer: asyncio.Future[Array] = asyncio.get_running_loop().create_future()
         if session in self._answers:
             raise FailedPrecondition("the session is being extended: wait for that, and then ask")
+        before = self.machine.require(session).length
         self._answers[session] = answer
         try:
             self._perform(self.machine.extend(session, ids, now, now + seconds))
             return await answer
         except asyncio.CancelledError:
             self._answers.pop(session, None)
-            error = Cancelled("nobody waits for the logits")
-            self._perform(self.machine.cancel(session, error, time.monotonic()))
+            error, now = Cancelled("nobody waits for the logits"), time.monotonic()
+            self._perform(self.machine.cancel(session, error, now))
+            if _answered(answer) and session in self.machine.sessions:
+                self.machine.truncate(session, before, now)  # in the same moment: nobody has heard it
             raise
         finally:
             self._answers.pop(session, None)
@@ -202,7 +205,7 @@ class DecoderServing:
             self._holders.ensure()
         for scope in [scope for scope in self._owed if scope not in self._dropping]:
             if any(self._membership.live(node) for node in self._owed[scope]):
-                self._start(self._drop(scope))
+                self._begin_drop(scope)
         if self._machine is not None:
             self._perform(self._machine.look(time.monotonic()))
 
@@ -367,11 +370,10 @@ class DecoderServing:
     async def _fly(self, flight: Flight) -> None:
         again, clean, lacks = False, False, None
         try:
-            begun = self._begun.pop(flight.lane, None)
+            begun, self._begun = self._begun, None
             flown = await fly(self._trips, self._routes, self.form, self._cuts[flight.rows], flight, begun)
             logits = flown.logits
-            if flown.begun is not None:
-                self._begun[flight.lane] = flown.begun
+            self._begun = flown.begun
             if not np.isfinite(logits).all():
                 log.warning("a decoder's logits are not all finite")
             self._perform(self.machine.landed(flight.number, logits, time.monotonic()))
@@ -390,13 +392,17 @@ class DecoderServing:
         """Have nodes drop what they store in a scope, whether they are there now or come back."""
         members = ((node, self._membership.get(node)) for node in nodes)
         self._owed[scope] = {node: member.register.instance for node, member in members if member is not None}
+        self._begin_drop(scope)
+
+    def _begin_drop(self, scope: str) -> None:
+        """Once at a time: what a second one drops may be another session's by then."""
+        self._dropping.add(scope)
         self._start(self._drop(scope))
 
     async def _drop(self, scope: str) -> None:
         """Have those that are there drop it; who is not, or does not say that it has, is asked again later
         (`look`). A new process of a node has nothing of it."""
         owed = self._owed[scope]
-        self._dropping.add(scope)
         try:
             for node, life in list(owed.items()):
                 member = self._membership.get(node)
@@ -438,6 +444,10 @@ class DecoderServing:
     def _tick(self) -> None:
         self._timer = None
         self._perform(self.machine.tick(time.monotonic()))
+
+
+def _answered(answer: asyncio.Future[Array]) -> bool:
+    return answer.done() and not answer.cancelled() and answer.exception() is None
 
 
 WARM_SECONDS = 600.0

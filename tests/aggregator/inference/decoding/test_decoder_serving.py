@@ -483,3 +483,72 @@ def test_of_nan_it_says_which_node_and_part_made_it(tmp_path):
         session = fleet.serving.open("me")
         with pytest.raises(NotFinite, match=r"node '[ac]': step 0 of part [02]: \w+ holds nan at \[0, "):
             await fleet.extend(session, [3])
+
+
+def test_logits_that_came_as_who_asked_was_cancelled_leave_the_session_as_it_was(tmp_path):
+    @scenario(tmp_path)
+    async def _(fleet):
+        session, whole = await fleet.generates_as_the_file(0, 5, 0)
+        tokens = list(session.tokens)
+        call = asyncio.create_task(fleet.extend(session, [1, 2, 3]))
+        end = fleet.serving._end
+
+        def cancelled_then(*answer):
+            end(*answer)
+            call.cancel()
+
+        fleet.serving._end = cancelled_then
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        fleet.serving._end = end
+        assert session.tokens == tokens
+        found, wanted = await fleet.extend(session, [9]), whole.step(9)
+        assert np.abs(found[0] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_what_was_begun_is_of_the_very_next_trip_and_of_no_later_one(tmp_path):
+    """In a lane of its own it lay there while the session went back and on another way."""
+
+    @scenario(tmp_path)
+    async def _(fleet):
+        serving, box = fleet.serving, fleet.boxes["a"]
+        serving.machine._lanes = [0, 1]
+        session, whole = serving.open("me", greedy=True), WholeDecoder(fleet.path)
+        other = serving.open("you")
+
+        async def in_the_second_lane(ids):
+            """Extend `session` while a trip of the other one, which nobody waits for, has the first lane."""
+            run, held = box.run, []
+            box.run = held.append
+            call = asyncio.create_task(fleet.extend(other, [1]))
+            await until(lambda: held)
+            call.cancel()
+            await asyncio.wait([call])
+            box.run = run
+            found = await fleet.extend(session, ids)
+            for program in held:
+                run(program)
+            await until(lambda: not serving.machine._flights)
+            return found
+
+        await fleet.extend(session, [3, 4])
+        token = int((await in_the_second_lane([5]))[-1].argmax())
+        serving.truncate(session.number, 0)
+        await fleet.extend(session, [7, 1, 2])
+        wanted = [whole.step(one) for one in (7, 1, 2, token)][-1]
+        found = await in_the_second_lane([token])
+        assert np.abs(found[0] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_what_nodes_are_to_drop_they_are_asked_once_at_a_time(tmp_path):
+    """A second time it could be what another session has stored in that place by then."""
+
+    @scenario(tmp_path)
+    async def _(fleet):
+        session, _ = await fleet.generates_as_the_file(0, 5, 0)
+        box, slot = fleet.boxes["a"], session.slot
+        asked = len(box.programs)
+        fleet.serving.close_session(session.number)
+        fleet.serving.look()
+        await until(lambda: slot in fleet.serving.machine._slots)
+        assert [one.shard for one in box.programs[asked:]] == ["forget.a"]
