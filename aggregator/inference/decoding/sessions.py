@@ -86,6 +86,10 @@ class DecoderSessions:
         """
         return self._of(self._deployments.require(model)).form
 
+    def version(self, model: str) -> str:
+        """Names the deployment that sessions are opened of now, and no other. Raises NotFound."""
+        return self._deployments.require(model).id
+
     async def open(
         self,
         model: str,

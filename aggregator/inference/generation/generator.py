@@ -99,26 +99,10 @@ class Generator(Generic[S]):
         began = time.monotonic()
         request.check()
         with self._budgets.take(GENERATIONS, owner or None), self._metrics.counted():
-            form = self._sessions.form(request.model)
             usage: GenerationUsage | None = None
+            self._sessions.form(request.model)  # there is one
             try:
-                text = await self._texts.get(request.model, form.vocabulary)
-                prompt: tuple[int, ...] = ()
-                if request.prompt:
-                    prompt = await _prompt(request, text, form, began + seconds - time.monotonic())
-                encoded: tuple[int, ...] = ()
-                if form.states:
-                    encoded, prompt = await self._beside_encoder(request, form, prompt)
-                elif request.inputs:
-                    raise InvalidArgument(
-                        f"model {request.model!r} has no encoder that takes inputs: give a prompt alone"
-                    )
-                seed = secrets.randbits(63) if request.seed is None else request.seed
-                running = _RunningGeneration(
-                    self._sessions, form, request, prompt, text, seed, began, began + seconds
-                )
-                running.encoded = encoded
-                running.rule = self._rule(request.model) if request.speculate else None
+                running = await self._read(request, began, began + seconds)
                 async with aclosing(running.events(owner)) as events:
                     async for event in events:
                         self._metrics.came(event)
@@ -127,6 +111,35 @@ class Generator(Generic[S]):
                         yield event
             finally:
                 self._ended(request.model, time.monotonic() - began, usage)
+
+    async def _read(self, request: GenerationRequest, began: float, until: float) -> _RunningGeneration[S]:
+        """The generation, whose prompt is in the tokens of what serves when this returns: of another version
+        they may be others."""
+        while True:
+            serves, form = self._sessions.version(request.model), self._sessions.form(request.model)
+            running = await self._read_for(form, request, began, until)
+            if serves == self._sessions.version(request.model):
+                return running
+
+    async def _read_for(
+        self, form: TokenForm, request: GenerationRequest, began: float, until: float
+    ) -> _RunningGeneration[S]:
+        text = await self._texts.get(request.model, form.vocabulary)
+        prompt: tuple[int, ...] = ()
+        if request.prompt:
+            prompt = await _prompt(request, text, form, until - time.monotonic())
+        encoded: tuple[int, ...] = ()
+        if form.states:
+            encoded, prompt = await self._beside_encoder(request, form, prompt)
+        elif request.inputs:
+            raise InvalidArgument(
+                f"model {request.model!r} has no encoder that takes inputs: give a prompt alone"
+            )
+        seed = secrets.randbits(63) if request.seed is None else request.seed
+        running = _RunningGeneration(self._sessions, form, request, prompt, text, seed, began, until)
+        running.encoded = encoded
+        running.rule = self._rule(request.model) if request.speculate else None
+        return running
 
     async def _beside_encoder(
         self, request: GenerationRequest, form: TokenForm, prompt: tuple[int, ...]

@@ -35,6 +35,9 @@ class TokenSessions(Protocol[S]):
     def form(self, model: str) -> TokenForm:
         """What its sessions are. Raises NotFound, FailedPrecondition: it is not deployed, or no decoder."""
 
+    def version(self, model: str) -> str:
+        """Names the deployment that sessions are opened of now, and no other. Raises as `form`."""
+
     async def open(
         self,
         model: str,

@@ -51,6 +51,9 @@ class LocalSessions:
             raise NotFound(f"no model {model!r} is deployed")
         return SimpleNamespace(vocabulary=self._vocabulary[model], length=self._length, states="")
 
+    def version(self, model):
+        return f"{model}-1"
+
     async def open(self, model, owner, seconds, inputs=None, ids=(), priority=0, greedy=False):
         session = LocalSession(LocalDecoder(self._models[model]), priority=priority)
         self.opened.append(session)

@@ -376,3 +376,32 @@ def test_a_prompt_or_inputs_go_to_the_encoder_and_the_decoder_begins_as_it_must(
             await everything(generator, replace(asked, inputs={}))
 
     asyncio.run(scenario())
+
+
+def test_a_prompt_is_read_anew_where_another_version_serves_by_then(decoder, folder):
+    """With the tokens of the one before, the model would go on from another text without a word."""
+    serves = ["small-1"]
+
+    class Shifted(BytesCoder):
+        async def encode(self, text, special=True, seconds=0.0):
+            return tuple(byte ^ 1 for byte in await super().encode(text, special))
+
+    class Swapping(BytesCoder):
+        async def encode(self, text, special=True, seconds=0.0):
+            serves[0] = "small-2"
+            return await super().encode(text, special)
+
+    sessions = LocalSessions({"small": decoder})
+    sessions.version = lambda model: serves[0]
+    texts = DeploymentTexts(lambda name: (serves[0], folder))
+
+    async def get(model, vocabulary):
+        coder = Swapping() if serves[0] == "small-1" else Shifted()
+        return replace(await DeploymentTexts.get(texts, model, vocabulary), coder=coder)
+
+    texts.get = get
+    generator = Generator(sessions, texts, Budgets(), GenerationMetrics(Metrics()))
+    events = asyncio.run(everything(generator, GenerationRequest("small", PROMPT, 20)))
+    expected = alone(decoder, [byte ^ 1 for byte in PROMPT.encode()], 20, Sampling())
+    assert tuple(token for event in events for token in event.tokens) == expected
+    assert len(sessions.opened) == 1
