@@ -83,7 +83,7 @@ class Api:
                 "what nobody needs; to forget it all the same (--even-alone), and go on without these"
             )
         self._membership.forget(name)
-        await to_the_end(self._forgotten(name))
+        await to_the_end(self._forgotten(name), counts=True)
         return fleet.ForgetNodeResponse(tuple(lost))
 
     async def _forgotten(self, name: str) -> None:

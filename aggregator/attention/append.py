@@ -426,7 +426,7 @@ class Appender:
                 await self._contexts.commit(context, segments, request_id, tokens, sessions)
                 committed = True
 
-            await to_the_end(commit())
+            await to_the_end(commit(), counts=True)
             for target in targets:
                 for holder in target.holders:
                     if (member := self._membership.get(holder)) is not None:

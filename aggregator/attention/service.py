@@ -83,7 +83,7 @@ class AttentionApi:
         self, request: attention.CreateContextRequest, call: Any
     ) -> attention.CreateContextResponse:
         # What is written down is there, whether its caller still waits or not.
-        context = await to_the_end(self._contexts.create(request.spec, owner_of(call)))
+        context = await to_the_end(self._contexts.create(request.spec, owner_of(call)), counts=True)
         return attention.CreateContextResponse(self._contexts.describe(context))
 
     async def append(
@@ -178,7 +178,7 @@ class AttentionApi:
             self._contexts.require_current(context)
             # Above that of any append that is under way at a node yet: none brings the context back.
             revision = await self._contexts.revisions.take()
-            await to_the_end(self._drop(context, revision))
+            await to_the_end(self._drop(context, revision), counts=True)
         return attention.DropContextResponse()
 
     async def _drop(self, context: StoredContext, revision: int) -> None:

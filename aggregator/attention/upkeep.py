@@ -119,7 +119,7 @@ class Upkeep:
                         f"{segment.positions.start} to {segment.positions.stop - 1}, or not at all"
                     ) from None
             # The summaries stay: of fewer tokens they bound all the more.
-            await to_the_end(commit())
+            await to_the_end(commit(), counts=True)
         finally:
             if committed:
                 self._drop(context, touched, revision + 1)
@@ -202,7 +202,7 @@ class Upkeep:
         try:
             kept = [range(segment.positions.count)]
             await self._copy(context, segment, live, segment.id, kept, chosen, revision, sessions)
-            await to_the_end(commit())
+            await to_the_end(commit(), counts=True)
         except EdgeAttentionError as error:
             return error.message, 0
         finally:

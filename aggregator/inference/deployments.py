@@ -148,7 +148,7 @@ class Deployments:
                         await check(deployed)
                     await self._maker.plan(deployed, request, say)
                 await self._deliver(deployed, say)
-                await to_the_end(self._registry.go_live(deployed))
+                await to_the_end(self._registry.go_live(deployed), counts=True)
                 stack.pop_all()
             except BaseException as error:
                 await to_the_end(

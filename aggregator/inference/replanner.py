@@ -130,7 +130,7 @@ class Replanner:
                 key = other.planned.key
                 await self._readiness.prepare(other, key, lambda node, done, total: None, DELIVERY_SECONDS)
                 self._registry.require_held(other)
-                await to_the_end(self._registry.go_live(other, instead=deployed))
+                await to_the_end(self._registry.go_live(other, instead=deployed), counts=True)
                 swapped = True
             elif asked.reason is ReplanReason.GONE:
                 await self._adopt(deployed, held)

@@ -177,7 +177,7 @@ class Runs:
                 taken.pop_all()  # one is given back when the run ends, the other when it is deleted
 
             # What is written down has begun, whether its caller still waits or not.
-            await to_the_end(begin())
+            await to_the_end(begin(), counts=True)
         except OSError as error:
             raise self._unwritable(error) from error
         finally:
@@ -231,7 +231,7 @@ class Runs:
             raise FailedPrecondition(f"run {info.id} is just being {what}")
         self._resuming.add(info.id)
         try:
-            await to_the_end(self._resume(info.id))
+            await to_the_end(self._resume(info.id), counts=True)
         finally:
             self._resuming.discard(info.id)
         return self.describe(info.id)
@@ -260,7 +260,7 @@ class Runs:
         if active is None or active.task is None or info.state is not RunState.RUNNING:
             return info
         # Half of it would be a run that goes on and is not taken up after a restart.
-        await to_the_end(self._stop(active, active.task))
+        await to_the_end(self._stop(active, active.task), counts=True)
         return active.info
 
     async def _stop(self, active: ActiveRun, task: asyncio.Task[None]) -> None:
@@ -290,7 +290,7 @@ class Runs:
             raise FailedPrecondition(f"run {info.id} is just being {what}")
         self._deleting.add(info.id)
         try:
-            await to_the_end(self._delete(info.id))
+            await to_the_end(self._delete(info.id), counts=True)
         finally:
             self._deleting.discard(info.id)
         return info

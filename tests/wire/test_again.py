@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 
 import grpc.aio
 import pytest
 
+from aggregator.engine.endings import to_the_end
 from aggregator.serving import answers as kept
 from aggregator.serving.answers import Answers
 from aggregator.serving.rpc import service_handlers
@@ -349,3 +351,36 @@ def test_every_call_that_changes_something_says_so():
     for found in vars(services).values():
         if isinstance(found, services.Method):
             assert found.changes == (found.name not in reading), found.path
+
+
+def test_what_was_committed_as_its_caller_was_cancelled_is_not_done_again(monkeypatch):
+    """As where the line is taken for dead, and the same call comes over another one."""
+    monkeypatch.setattr(calling.secrets, "token_hex", lambda size: "the-same-call")
+
+    async def test():
+        begun, commits, made, serving_it = asyncio.Event(), asyncio.Event(), [], []
+
+        async def create(request, context):
+            async def commit():
+                begun.set()
+                await commits.wait()
+                made.append(request.spec.name)
+
+            serving_it.append(asyncio.current_task())
+            await to_the_end(commit(), counts=True)
+            return CreateContextResponse(CONTEXT)
+
+        async with serving({services.CREATE_CONTEXT: create}) as caller:
+            ask = partial(caller.unary, services.CREATE_CONTEXT, CreateContextRequest(SPEC), 60)
+            first = asyncio.create_task(ask())
+            await begun.wait()
+            first.cancel()
+            async with asyncio.timeout(60):
+                while not serving_it[0].cancelling():  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+            second = asyncio.create_task(ask())
+            commits.set()
+            assert (await second).context.spec == SPEC
+        assert made == ["c"]
+
+    run(test)

@@ -179,12 +179,8 @@ class Trainer:
             absent=step.absent,
         )
         committed = Committed(current.version + 1, number, parameters, optimizer_state)
-        commit = asyncio.create_task(self._commit(committed, record, timer))
-        try:
-            await asyncio.shield(commit)
-        except asyncio.CancelledError:
-            await commit  # a commit under way cannot be called back: what it commits must be known
-            raise
+        # A commit under way cannot be called back: what it commits must be known.
+        await to_the_end(self._commit(committed, record, timer))
         return committed
 
     def _stepped(
