@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: run demo-federated demo-generate demo-infer test test-compose test-arm64 test-systemd test-faults test-hostile fuzz test-perf-analyzer test-kserve test-torch test-kills test-cuts test-models test-split test-corpus test-upgrade test-year check compat bench protos graphs dashboards errors format clean help
+.PHONY: run demo-federated demo-generate demo-infer test test-compose test-arm64 test-systemd test-faults test-hostile fuzz test-perf-analyzer test-kserve test-torch test-kills test-callers test-cuts test-models test-split test-corpus test-upgrade test-year check compat bench protos graphs dashboards errors format clean help
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ test-torch: ## What needs PyTorch, in an environment of its own (.venv/torch): m
 test-kills: .venv/dev ## kill -9 of nodes and the aggregator at 40 random moments of 400 requests to a cut model, and of 12 deployments; MOMENTS=, REQUESTS=, PLAN=, DEPLOYMENTS=.
 	$(BIN)/python -m tests.faults.models --moments $(or $(MOMENTS),40) --requests $(or $(REQUESTS),400) --plan $(or $(PLAN),tokens)
 	$(BIN)/python -m tests.faults.deploying --moments $(or $(DEPLOYMENTS),12)
+
+test-callers: .venv/dev ## Callers that cancel, are late, hang up and ask again by all doors while nodes are killed, each answer looked at; SECONDS=, KILLS=, SEED=.
+	$(BIN)/python -m tests.faults.callers --seconds $(or $(SECONDS),600) --kills $(or $(KILLS),40) --seed $(or $(SEED),0)
 
 test-cuts: .venv/dev ## Random transformers by random plans in random uneven parts, against the whole; EXAMPLES=500.
 	EXAMPLES=$(or $(EXAMPLES),500) $(BIN)/python -m pytest tests/graphs/axes/test_random_cuts.py tests/graphs/axes/test_annotation.py
