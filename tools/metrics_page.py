@@ -90,6 +90,7 @@ AGGREGATOR = {
     "run_version": "changes(NAME[10m])",
     "run_waiting": "avg_over_time(NAME[15m])",
     "run_missing_nodes": "NAME > 0",
+    "run_other_data_nodes": "NAME > 0",
     "run_loss": "NAME",
     "run_metric": 'NAME{metric="correct"}',
     "run_consensus_loss": 'NAME{kind="total"}',

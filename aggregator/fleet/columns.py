@@ -25,6 +25,7 @@ from edge_attention.core.tensors import DataType
 
 __all__ = [
     "ALL",
+    "FLOATS",
     "TableView",
     "WantedInput",
     "refuse_rules",

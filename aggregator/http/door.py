@@ -1,5 +1,8 @@
 """The listening socket: so many connections in all and of one address, and seconds to say what they want.
 
+Who is too many is told so, and when to come again: without TLS at once, with it where there is room for a few
+more handshakes, over which nothing but the head of a request is read.
+
 A connection counts from when it is accepted, so before its TLS handshake too: asyncio tells a server of one
 only when that is done.
 """
@@ -13,14 +16,15 @@ import logging
 import re
 import socket
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 log = logging.getLogger(__name__)
 
 CONNECTIONS = 512
-"""Open connections: those beyond it are closed at once, so that none here costs the nodes theirs."""
+"""Open connections: those beyond it are turned away at once, so that none here costs the nodes theirs."""
 ADDRESS_CONNECTIONS = 128
 """Of them from one address. Behind a reverse proxy all come from one: each page that looks on takes one, of
 which there are 64 (feed.py), and a few for moments."""
@@ -29,6 +33,11 @@ FIRST_SECONDS = 10.0
 the next."""
 ADDRESS_STRANGERS = 64
 """Of one address, connections over which nothing has been asked yet by somebody who showed who it is."""
+TURNED = 32
+"""Connections more that are there for a moment, to be told that they are too many; others are closed."""
+TURNED_SECONDS = 3.0
+AGAIN_SECONDS = 5
+"""After which who was turned away may come again: those who say nothing have gone by then, or soon."""
 TELL_SECONDS = 60.0
 
 HANDSHAKE_RECORD = b"\x16"
@@ -39,6 +48,17 @@ NOT_HERE = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n"
     b"Content-Length: %d\r\n\r\n%s" % (len(_TEXT), _TEXT)
 )
+TOO_MANY = {
+    429: "your address has as many connections to this port as one may have; close some of them, or come "
+    f"again in {AGAIN_SECONDS} s\n",
+    503: f"this port has as many connections as it may have; come again in {AGAIN_SECONDS} s\n",
+}
+"""What who is turned away is told, by the status of the answer."""
+_TURNED_AWAY = {
+    status: f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: text/plain; charset=utf-8\r\n"
+    f"Retry-After: {AGAIN_SECONDS}\r\nConnection: close\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode()
+    for status, text in TOO_MANY.items()
+}
 
 
 class Door(socket.socket):
@@ -55,10 +75,13 @@ class Door(socket.socket):
         """What closes the connection of each stranger."""
         self._of: Counter[str] = Counter()
         self._strangers: Counter[str] = Counter()
+        self._turned: dict[Any, tuple[int, asyncio.TimerHandle]] = {}
+        """By address: the status of what it is to be told, and what closes it."""
+        self._leaving: deque[socket.socket] = deque()
         self._told = -TELL_SECONDS
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """The next connection there is room for.
+        """The next connection there is room for, or that is to be told that there is none.
 
         Raises:
             BlockingIOError: there is none now.
@@ -67,18 +90,52 @@ class Door(socket.socket):
         who = owner(address[0])
         many = self._of[who] >= ADDRESS_CONNECTIONS or self._strangers[who] >= ADDRESS_STRANGERS
         if len(self._open) >= CONNECTIONS or many:
-            plain.close()
             self._tell(who)
-            raise BlockingIOError
-        tell = self._plaintext
-        made = _Connection(
-            plain, lambda: self._left(address, who), None if tell is None else lambda r: tell(r, address[0])
-        )
+            return self._turn_away(plain, address, 429 if many else 503), address
+        made = self._made(plain, address, lambda: self._left(address, who))
         self._of[who] += 1
         self._strangers[who] += 1
         self._ends[address] = made.end
         self._open[address] = asyncio.get_running_loop().call_later(FIRST_SECONDS, made.end)
         return made, address
+
+    def turned(self, address: Any) -> int:
+        """The status of the answer by which `address` is turned away; 0: it is let in."""
+        return self._turned[address][0] if address in self._turned else 0
+
+    def close(self) -> None:
+        while self._leaving:
+            self._leaving.popleft().close()
+        super().close()
+
+    def _made(self, plain: socket.socket, address: Any, closed: Callable[[], None]) -> _Connection:
+        tell = self._plaintext
+        return _Connection(plain, closed, None if tell is None else lambda reason: tell(reason, address[0]))
+
+    def _turn_away(self, plain: socket.socket, address: Any, status: int) -> _Connection:
+        """A connection over which a request is answered with `status`.
+
+        Raises:
+            BlockingIOError: it is over already.
+        """
+        loop = asyncio.get_running_loop()
+        if self._plaintext is None:
+            plain.setblocking(False)
+            with contextlib.suppress(OSError):
+                plain.send(_TURNED_AWAY[status])
+                plain.shutdown(socket.SHUT_WR)
+            # Closed at once, with a request that nobody has read, it would be reset, and the answer lost.
+            self._leaving.append(plain)
+            loop.call_later(TURNED_SECONDS, plain.close)
+            if len(self._leaving) > TURNED:
+                self._leaving.popleft().close()
+            raise BlockingIOError
+        if len(self._turned) >= TURNED:
+            plain.close()
+            raise BlockingIOError
+        made = self._made(plain, address, lambda: self._turned.pop(address)[1].cancel())
+        self._turned[address] = status, loop.call_later(TURNED_SECONDS, made.end)
+        return made
 
     def heard(self, address: Any, known: bool = True) -> None:
         """A whole request came from `address`, a connection's peer name. `known`: from somebody let in."""

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from aiohttp import hdrs, web
 
 from aggregator.http.sessions import Attempts, Sessions
-from edge_attention.core.errors import EdgeAttentionError, NotFound, PermissionDenied
+from edge_attention.core.errors import EdgeAttentionError, NotFound, Overloaded, PermissionDenied
 from edge_attention.trust.names import Role
 
 log = logging.getLogger(__name__)
@@ -167,6 +167,15 @@ class PageGuard:
             if hdrs.ALLOW in error.headers:
                 answer.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
             return answer
+
+    def turned_away(self, request: web.Request, status: int, text: str, seconds: int) -> web.Response:
+        """What is told to somebody whose connection is one too many: to come again in so many `seconds`."""
+        form = self._form(request)
+        error = Overloaded(text, retry_after=seconds)
+        answer = web.Response(status=status, text=text + "\n") if form is None else form(status, error)
+        answer.headers["Retry-After"] = str(seconds)
+        answer.force_close()
+        return answer
 
     def _form(self, request: web.Request) -> Callable[[int, EdgeAttentionError], web.Response] | None:
         return self.forms.get("/" + request.path.split("/", 2)[1]) if request.path.startswith("/") else None

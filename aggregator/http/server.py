@@ -20,7 +20,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from aggregator.bounds.budget import Budgets
 from aggregator.fleet.membership import Membership
-from aggregator.http.door import Door
+from aggregator.http.door import AGAIN_SECONDS, TOO_MANY, Door
 from aggregator.http.endpoints import Endpoints, HttpFamily
 from aggregator.http.feed import Feed
 from aggregator.http.guard import Handler, PageAccess, PageGuard, add_headers
@@ -179,6 +179,9 @@ class HttpServer:
 
     @web.middleware
     async def _heard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        peer = request.transport and request.transport.get_extra_info("peername")
+        if self._door is not None and (status := self._door.turned(peer)):
+            return self._guard.turned_away(request, status, TOO_MANY[status].rstrip(), AGAIN_SECONDS)
         # Without sign-in whoever reaches the port is let in.
         self._asked(request, known=self._access is None)
         return await handler(request)

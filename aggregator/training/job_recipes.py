@@ -36,7 +36,7 @@ from aggregator.training.services import Services
 from aggregator.training.split import checks as split_checks
 from aggregator.training.split import releases as split_releases
 from aggregator.training.split.groups import group_jobs
-from aggregator.training.split.on_nodes import node_views
+from aggregator.training.split.on_nodes import node_views, require_rows
 from aggregator.training.split.plan import CUT, EVALUATE, MODEL, SplitPlan, cut_folder, sums_of
 from aggregator.training.split.trainer import SplitTrainer
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -394,7 +394,11 @@ class SplitRecipe(JobRecipe):
                 continue
 
             def look(node: str, job: SplitJob = job, plan: SplitPlan = plan) -> Look:
-                return lambda datasets: node_views(job, plan, {node: datasets})
+                def looked(datasets: Sequence[Dataset]) -> None:
+                    node_views(job, plan, {node: datasets})
+                    require_rows(job, plan, node, datasets)
+
+                return looked
 
             readers = [node for part in plan.parts if part.read for node in plan.holders.get(part.part, ())]
             each = part_findings(((node, look(node)) for node in readers), here)

@@ -17,7 +17,16 @@ from edge_attention.core.data_digests import tell_other_data
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.messages.link import Dataset
 
-__all__ = ["KnownData", "declared", "kept", "known_from", "news_since", "require_same"]
+__all__ = [
+    "KnownData",
+    "by_rows_alone",
+    "declared",
+    "kept",
+    "known_from",
+    "news_since",
+    "other_now",
+    "require_same",
+]
 
 NAMED = 8
 """Datasets that a note names."""
@@ -66,14 +75,32 @@ def require_same(known: Iterable[KnownData], membership: Membership) -> None:
         FailedPrecondition: it names the dataset and its node, and says what to do.
     """
     for was in known:
-        member = membership.get(was.node)
-        for now in declared(was.node, member.register.datasets if member is not None else (), [was.dataset]):
-            if why := was.differs(now):
-                what = f"dataset {was.dataset!r} of node {was.node!r}"
-                raise FailedPrecondition(
-                    f"{what} is not the one this run began with: {why}; give the node its file back and "
-                    "resume the run, or start a new one"
-                )
+        if other := other_now(was, membership):
+            raise FailedPrecondition(
+                f"{other}; give the node its file back and resume the run, or start a new one"
+            )
+
+
+def other_now(was: KnownData, membership: Membership) -> str:
+    """That the node's dataset is no longer what `was` says, in a sentence; empty: it is, or nothing tells."""
+    member = membership.get(was.node)
+    for now in declared(was.node, member.register.datasets if member is not None else (), [was.dataset]):
+        if why := was.differs(now):
+            what = f"dataset {was.dataset!r} of node {was.node!r}"
+            return f"{what} is not the one this run began with: {why}"
+    return ""
+
+
+def by_rows_alone(data: Iterable[KnownData]) -> str:
+    """A note on nodes of whose data the rows are all that is known; empty: there is none."""
+    nodes = list(dict.fromkeys(one.node for one in data if not one.digest))
+    if not nodes:
+        return ""
+    more = f" and {len(nodes) - NAMED:,} more" if len(nodes) > NAMED else ""
+    return (
+        f"the data of {', '.join(nodes[:NAMED])}{more} is known by its number of rows alone, and another "
+        "file of as many would not be noticed: start nodes with --store DIR, or with --id-key FILE"
+    )
 
 
 def news_since(state: State, run: str, data: Iterable[KnownData]) -> str:

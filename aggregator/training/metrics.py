@@ -34,6 +34,11 @@ class RunMetrics(RecipeCounts):
         self.missing = make.gauge(
             "run_missing_nodes", "Nodes that a run lacks for its quorum; 0 if it has it.", "run"
         )
+        self.other_data = make.gauge(
+            "run_other_data_nodes",
+            "Nodes that a run leaves out, as their data is other than it began with.",
+            "run",
+        )
         self.loss = make.gauge("run_loss", "Training loss of a run's last round.", "run")
         self.metric = make.gauge(
             "run_metric", "Share a metric has in the run's last evaluation, as that of what is correct.",
@@ -70,6 +75,7 @@ class RunMetrics(RecipeCounts):
                 return
             self._remove(min(over)[1])
         self._ended[run] = None
+        self.without(run, 0)
         self.waits(run, False, 0)
         self.last_commit.labels(run).set(time)
 
@@ -102,10 +108,16 @@ class RunMetrics(RecipeCounts):
             self.waiting.labels(run).set(waiting)
             self.missing.labels(run).set(missing if waiting else 0)
 
+    def without(self, run: str, nodes: int) -> None:
+        """It leaves out so many nodes whose data is other than it began with."""
+        if run in self._ended:
+            self.other_data.labels(run).set(nodes)
+
     def ended(self, run: str, now: float) -> None:
         """Its series stay for a while."""
         self.runs.dec()
         self.waits(run, False, 0)
+        self.without(run, 0)
         if run in self._ended:
             self._ended[run] = now
 
@@ -117,7 +129,16 @@ class RunMetrics(RecipeCounts):
 
     def _remove(self, run: str) -> None:
         del self._ended[run]
-        for gauge in (self.round, self.version, self.waiting, self.missing, self.loss, self.last_commit):
+        gauges = (
+            self.round,
+            self.version,
+            self.waiting,
+            self.missing,
+            self.other_data,
+            self.loss,
+            self.last_commit,
+        )
+        for gauge in gauges:
             with contextlib.suppress(KeyError):  # it may never have been set
                 gauge.remove(run)
         for gauge in (self.metric, self.consensus):

@@ -62,7 +62,9 @@ def troubles(runs: Iterable[TrainingRun], started: float) -> Iterator[tuple[str,
             link = ": " if " waits for " in run.waiting else " waits for "
             waits = Sentence(f"Run {run.id}{link}", run.waiting, ".")
             yield f"run/{run.id}", Trouble("warn", waits)
-        elif run.state is RunState.FAILED and run.created > started:
+        if run.state is RunState.RUNNING and run.detail:
+            yield f"run/{run.id}/data", Trouble("warn", f"Run {run.id} {run.detail}.")
+        if run.state is RunState.FAILED and run.created > started:
             # Why, and what to do, is said once: where the run is drawn.
             text = f"Run {run.id} failed after round {run.round:,} of {run.rounds:,}."
             yield f"run/{run.id}", Trouble("bad", text, over=True, more=f"run/{run.id}")

@@ -357,7 +357,8 @@ class Runs:
             best, loss = best_of(zeroth)
             earlier[row.id] = TrainingRun(
                 row.id, row.name, RunState(row.status), row.detail, row.round, job.rounds,
-                row.version or 0, row.created, "", samples, best_version=best, best_loss=loss,
+                row.version or 0, row.created, "", samples, notes=tuple((zeroth or {}).get("notes", ())),
+                best_version=best, best_loss=loss,
             )  # fmt: skip
             if row.status == RunState.RUNNING.value:
                 going.append(self._read(row, job))
@@ -627,4 +628,4 @@ class Runs:
 
 def _shown(run: TrainingRun) -> tuple[object, ...]:
     """What of a run is news to those who watch; its rounds they hear of by themselves."""
-    return run.state, run.waiting, run.samples, run.nodes
+    return run.state, run.detail, run.waiting, run.samples, run.nodes

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aggregator.fleet.columns import ALL, TableView
+from aggregator.fleet.columns import ALL, FLOATS, TableView
 from aggregator.store.state import RunRow
 from aggregator.training.active import Job
 from aggregator.training.federated.export import ExportRequest, export
@@ -19,7 +19,13 @@ from aggregator.training.fusion.predict import predict
 from aggregator.training.services import Services
 from aggregator.training.split.plan import SplitPlan
 from edge_attention.core.errors import FailedPrecondition
-from edge_attention.core.messages.table import InputColumns
+from edge_attention.core.messages.table import (
+    ColumnRead,
+    ColumnSpec,
+    InputColumns,
+    MissingRule,
+    MissingValues,
+)
 from edge_attention.core.messages.training import (
     FederatedJob,
     FusionJob,
@@ -94,22 +100,45 @@ def _reads(job: Job) -> tuple[RowsRead, ...]:
 
 
 def _named(reads: RowsRead, zeroth: Mapping[str, Any]) -> RowsRead:
-    """With the names of the columns in the place of `*`, which were found on the nodes as the run began.
+    """With what was found on the nodes as the run began: the names of the columns in the place of `*`, and
+    the means that stand for what is missing.
 
     `zeroth`: its record 0, which has a view of all inputs (federated), or several: a part's by its node, and
     where the model is cut each input's.
     """
     several = zeroth.get("views") or next((one.get("views") for one in zeroth.get("groups", ())), None) or {}
-    lists = dict(reads.table.inputs)
+    lists, columns = dict(reads.table.inputs), dict(reads.table.columns)
     for name in dict.fromkeys((*reads.inputs, *lists)):
         view = zeroth.get("view") or several.get(reads.node) or several.get(name)
         said = lists[name].columns if name in lists else (reads.inputs[name],)
         if ALL in said and view and name in view["tensors"]:
-            columns = TableView.from_json(view).tensors[name].columns
-            lists[name] = InputColumns(
-                tuple(f"{one.dataset}:{one.name}" if one.dataset else one.name for one in columns)
-            )
-    return replace(reads, table=replace(reads.table, inputs=lists))
+            found = TableView.from_json(view).tensors[name].columns
+            lists[name] = InputColumns(tuple(map(_text, found)))
+    if whole := zeroth.get("view") or several.get(reads.node):  # a cut model's have no means
+        for text, mean in _means(TableView.from_json(whole)).items():
+            rule = MissingValues(MissingRule.CONSTANT, mean)
+            columns[text] = replace(columns.get(text, ColumnSpec()), missing=rule)
+    return replace(reads, table=replace(reads.table, inputs=lists, columns=columns))
+
+
+def _means(view: TableView) -> dict[str, float]:
+    """The means by which `view` reads what columns lack; not of a column that an input reads as whole
+    numbers, too: there none stands for what is missing."""
+    meant = {_text(one) for one in view.means}
+    reads = [
+        (_text(one), one.constant, each.data_type) for each in view.tensors.values() for one in each.columns
+    ]
+    whole = {text for text, _, data_type in reads if data_type not in FLOATS}
+    return {
+        text: constant
+        for text, constant, _ in reads
+        if text in meant and text not in whole and constant is not None
+    }
+
+
+def _text(column: ColumnRead) -> str:
+    """The column as a job names it."""
+    return f"{column.dataset}:{column.name}" if column.dataset else column.name
 
 
 async def _written(

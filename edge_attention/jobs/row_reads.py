@@ -90,9 +90,16 @@ def _differ(here: RowsRead, there: RowsRead) -> list[str]:
             found.append(f"column {name} has {how}{_lists(own.categories, run.categories)}")
         if own.one_hot != run.one_hot:
             found.append(f"column {name} is {_one_hot(own)}, in the run {_one_hot(run)}")
-        found += _rules(f"column {name}: missing", own.missing, run.missing)
+        if not _found_mean(own.missing or here.table.missing, run.missing):
+            found += _rules(f"column {name}: missing", own.missing, run.missing)
     refuse = MissingValues(MissingRule.REFUSE)
     return found + _rules("missing_values", here.table.missing or refuse, there.table.missing or refuse)
+
+
+def _found_mean(ours: MissingValues | None, theirs: MissingValues | None) -> bool:
+    """Whether `theirs` may be the mean that `ours` asks for: which it is is found when a run begins."""
+    means = ours is not None and ours.rule is MissingRule.MEAN
+    return means and theirs is not None and theirs.rule is MissingRule.CONSTANT and not theirs.category
 
 
 def _lists(ours: Sequence[str], theirs: Sequence[str]) -> str:

@@ -1,7 +1,8 @@
 """A table's rows as arrays, as a job says that columns become inputs: for rows handed to a trained model.
 
 What nodes do with their own tables while they train is in edge_node/data/views.py. Here every row has to be
-whole: what is dropped there, or read as a mean of all nodes, is an error that names the line.
+whole, or the job say what is read instead: what is dropped there is an error that names the line. The
+means of all nodes come with the run, as numbers that it found.
 """
 
 from __future__ import annotations
@@ -20,6 +21,15 @@ from edge_attention.tables.fit import fit, rule_of
 from edge_attention.tables.table import Table
 
 __all__ = ["arrays_of"]
+
+_REMEDIES = {
+    MissingRule.REFUSE: ", and the job says nothing that is read instead: give the value",
+    MissingRule.DROP: "; the job leaves such rows out (missing = drop): give the value, or take the row out "
+    "of the file",
+    MissingRule.MEAN: "; the job reads the mean of its nodes there, which the run does not tell (it is of an "
+    "earlier release, or reads the column as whole numbers, too): give the value",
+}
+"""What a sentence on a missing value ends with, by the rule that does not stand for it."""
 
 
 def arrays_of(
@@ -74,10 +84,7 @@ def _column(table: Table, name: str, spec: TableSpec, what: str) -> Array:
     rule = rule_of(column, said, spec)
     if column.missing is not None and column.missing.any() and rule.rule is not MissingRule.CONSTANT:
         where = table.place(int(np.argmax(column.missing)))
-        raise InvalidArgument(
-            f"{what}: column {name!r} lacks a value in {where}, which the job answers with "
-            f"{rule.rule.value!r}; a row that is handed in has to be whole: give the value"
-        )
+        raise InvalidArgument(f"{what}: column {name!r} lacks a value in {where}{_REMEDIES[rule.rule]}")
     if not said.categories:
         if column.missing is None:
             return column.values

@@ -273,12 +273,15 @@ def test_a_run_from_its_first_round_to_some_time_after_its_end():
     assert value(metrics, "run_metric", run="r", metric="tokens") is None
     assert value(metrics, "run_consensus_loss", run="r", kind="total") == 2.0
     assert value(metrics, "run_last_commit_timestamp_seconds", run="r") == 1010.0
+    runs.without("r", 2)
+    assert value(metrics, "run_other_data_nodes", run="r") == 2
     runs.waits("r", True, 1)
     runs.ended("r", 50.0)
     metrics.tick([], 50.0 + KEPT_SECONDS)
     assert value(metrics, "runs") == 0
     assert value(metrics, "run_loss", run="r") == 0.25
     assert value(metrics, "run_missing_nodes", run="r") == 0, "a run that has ended lacks nothing"
+    assert value(metrics, "run_other_data_nodes", run="r") == 0
     metrics.tick([], 51.0 + KEPT_SECONDS)
     assert not [s for f in metrics.registry.collect() for s in f.samples if s.labels.get("run")]
     # Resumed, it is there again; a loss that is no number is not shown.

@@ -35,7 +35,15 @@ from edge_attention.core.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from edge_attention.core.messages.table import ColumnRead, InputColumns, TableSpec, TensorRead
+from edge_attention.core.messages.table import (
+    ColumnRead,
+    ColumnSpec,
+    InputColumns,
+    MissingRule,
+    MissingValues,
+    TableSpec,
+    TensorRead,
+)
 from edge_attention.core.messages.training import GetModelRequest, MissingSamples, PredictRequest, RowsRead
 from edge_attention.core.tensors import DataType
 from edge_attention.jobs.job import Head
@@ -107,6 +115,34 @@ def test_all_columns_are_named_as_the_run_found_them(how):
         assert trained_files._named(reads, {}) == reads, "a run of an earlier release has not said"
     other = RowsRead(node, {}, TableSpec({"x": InputColumns(("*", "c"))}))
     assert differences([other], [trained_files._named(single, zeroth)])
+
+
+@pytest.mark.parametrize("how", ["view", "views by node"])
+def test_a_mean_that_stood_for_what_is_missing_is_told_as_the_number_that_the_run_found(how):
+    """Whoever hands in rows lacks the nodes' data, of which it is the mean."""
+    age, bmi, day = (
+        ColumnRead(name, constant=number) for name, number in (("age", 40.5), ("bmi", 2.0), ("day", 0.0))
+    )
+    asked = tuple(ColumnRead(one.name) for one in (age, bmi))
+    tensors = {
+        "x": TensorRead("", DataType.FLOAT32, (age, bmi, day), True),
+        "whole": TensorRead("", DataType.INT64, (ColumnRead("bmi"),)),
+    }
+    told = json.loads(json.dumps(TableView("rows", tensors, means=asked).to_json()))
+    node = "" if how == "view" else "north"
+    zeroth = {"view": told} if how == "view" else {"views": {"north": told}}
+    mean, constant = MissingValues(MissingRule.MEAN), MissingValues(MissingRule.CONSTANT, 0.0)
+    table = TableSpec(columns={"day": ColumnSpec(missing=constant)}, missing=mean)
+    reads = RowsRead(node, {"x": "*"}, table)
+    named = trained_files._named(reads, zeroth)
+    assert named.table.missing == mean
+    # `bmi` is read as whole numbers, too, where no mean stands for what is missing.
+    assert {name: spec.missing.number for name, spec in named.table.columns.items()} == {
+        "age": 40.5,
+        "day": 0.0,
+    }
+    assert differences([reads], [named]) == [], "the file that the run was trained by asks for the mean"
+    assert trained_files._named(reads, {}).table == table, "a run of an earlier release has not said"
 
 
 def one_machine(parameters, feeds, count):

@@ -47,6 +47,7 @@ AGGREGATOR = {
     "run_version": {"run"},
     "run_waiting": {"run"},
     "run_missing_nodes": {"run"},
+    "run_other_data_nodes": {"run"},
     "run_loss": {"run"},
     "run_metric": {"run", "metric"},
     "run_consensus_loss": {"run", "kind"},

@@ -81,9 +81,10 @@ def test_what_stands_for_a_missing_value_need_not_fit_the_files_own_type(tmp_pat
             {"x": "bill"},
             {},
             "mean",
-            "'bill' lacks a value in line 3, which the job answers with 'mean'; a row",
+            "'bill' lacks a value in line 3; the job reads the mean of its nodes there, which the run does "
+            "not tell",
         ),
-        ({"x": ["year", "bill"]}, {}, "drop", "lacks a value in line 3, which the job answers with 'drop'"),
+        ({"x": ["year", "bill"]}, {}, "drop", "lacks a value in line 3; the job leaves such rows out"),
         ({"x": "sex"}, {}, None, "column 'sex' holds words"),
         ({"x": "species"}, {"species": JobColumn(categories=("Adelie", "x"))}, None, "the first in line 4"),
         ({"x": ["bill", "*"]}, {}, 0, r"made of '\*', which only a node's datasets say"),

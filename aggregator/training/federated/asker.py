@@ -11,11 +11,10 @@ from aggregator.engine.trip import Errand, Trips
 from aggregator.fleet.membership import Membership
 from aggregator.store.tensor_file import Spec
 from aggregator.training.federated.push import Push
-from aggregator.training.known_data import KnownData, require_same
+from aggregator.training.known_data import KnownData, other_now
 from edge_attention.core.errors import (
     DeadlineExceeded,
     EdgeAttentionError,
-    FailedPrecondition,
     InvalidArgument,
     InvalidTensor,
     NotFound,
@@ -48,11 +47,16 @@ class Refused(EdgeAttentionError):
         self.wrong = wrong
 
 
+class OtherData(Refused):
+    """The node has other data than the run began with."""
+
+
 class Asker:
     """Runs tasks on single nodes. `patience`: seconds a node may stay away, or take.
 
     `releases`: texts of what nodes need to let leave. `data`: what nodes had when the run began; one that has
-    other data is not asked.
+    other data is not asked. `others`: told of all such nodes when these change: node -> a sentence on its
+    data.
     """
 
     def __init__(
@@ -62,12 +66,15 @@ class Asker:
         patience: float,
         releases: tuple[str, ...] = (),
         data: Iterable[KnownData] = (),
+        others: Callable[[Mapping[str, str]], None] = lambda others: None,
     ) -> None:
         self._trips = trips
         self._membership = membership
         self._patience = patience
         self._releases = releases
         self._data = {known.node: known for known in data}
+        self._tell_others = others
+        self._others: dict[str, str] = {}
 
     async def ask(
         self,
@@ -86,7 +93,8 @@ class Asker:
         Raises:
             InvalidTensor: it returned something else.
             Lacking: something the program takes for granted is not there.
-            Refused: the node found something wrong with it, or has other data than the run began with.
+            Refused: the node found something wrong with it.
+            OtherData: the node has other data than the run began with.
             DeadlineExceeded: it stayed away for longer than there is patience.
         """
         errand = Errand(
@@ -112,7 +120,7 @@ class Asker:
             if not outcome.missing:
                 try:
                     self._require_same(node)  # it may have been started anew meanwhile
-                except Refused:
+                except OtherData:
                     close(answers[0].tensors)
                     raise
                 return NodeAnswer(answers[0].tensors, outcome.seconds[node])
@@ -129,8 +137,15 @@ class Asker:
             state(True)
 
     def _require_same(self, node: str) -> None:
-        """Refused if the node has other data than the run began with."""
-        try:
-            require_same([self._data[node]] if node in self._data else [], self._membership)
-        except FailedPrecondition as error:
-            raise Refused(error.message, hopeless=True) from None
+        """OtherData if the node has other data than the run began with."""
+        was = self._data.get(node)
+        other = other_now(was, self._membership) if was is not None else ""
+        if other != self._others.get(node, ""):
+            self._others[node] = other
+            self._tell_others({name: text for name, text in sorted(self._others.items()) if text})
+        if other:
+            raise OtherData(
+                f"{other}; give the node its file back, and resume the run if it has ended; or start a new "
+                f"one",
+                hopeless=True,
+            )

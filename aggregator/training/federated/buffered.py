@@ -89,10 +89,13 @@ class Buffer(Collector):
                             raise InQuarantine(reason)
                         raise FailedPrecondition(reason) if self._hopeless else DeadlineExceeded(reason)
                     case TakeStep(contributions):
+                        # They are asked again once this step is committed, and were none of it.
+                        taken = {one.node for one in contributions}
+                        failures = {n: why for n, why in state.failures.items() if n not in taken}
                         self.say("", "")
                         return Collected(
                             self._taken(contributions),
-                            dict(self.quarantined),
+                            {**failures, **self.quarantined},
                             tuple(self.quarantined),
                             state.dropped - dropped,
                         )

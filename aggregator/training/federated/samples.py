@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +14,8 @@ from edge_attention.core.tensors import Int64
 
 MAX_ROWS = 1 << 24
 """Rows of all local steps of a round together: their numbers go down with the program."""
+MAX_SHOWN = 8
+"""Nodes that a note names."""
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,17 @@ class NodeSamples:
     def held_out(self) -> Int64:
         """int64 [n], never trained on."""
         return holdout_rows(self.rows, self.job.holdout, self.job.seed, self.node)
+
+
+def short_of_a_batch(samples: Iterable[NodeSamples]) -> str:
+    """What whoever trains should know of nodes whose rows do not fill a batch; nothing: they all do."""
+    few = [one for one in samples if one.training < one.job.local.batch]
+    if not few:
+        return ""
+    shown = ", ".join(f"{one.training:,} on node {one.node}" for one in few[:MAX_SHOWN])
+    more = f", and fewer on {len(few) - MAX_SHOWN:,} more nodes" if len(few) > MAX_SHOWN else ""
+    return (
+        f"local.batch is {few[0].job.local.batch:,}, and there are fewer rows to train on where each step "
+        f"takes some of them several times: {shown}{more}; a batch of "
+        f"{min(one.training for one in few):,} takes none twice"
+    )

@@ -34,11 +34,11 @@ from aggregator.training.federated.plan import (
 )
 from aggregator.training.federated.programs import Programs, local_lr
 from aggregator.training.federated.releases import texts
-from aggregator.training.federated.samples import NodeSamples
+from aggregator.training.federated.samples import MAX_SHOWN, NodeSamples, short_of_a_batch
 from aggregator.training.federated.updates import close_all
 from aggregator.training.federated.versions import Current, Versions
 from aggregator.training.federated.work import Basis, Work
-from aggregator.training.known_data import kept, known_from, news_since
+from aggregator.training.known_data import by_rows_alone, kept, known_from, news_since
 from aggregator.training.records import RecordFile, every_record, mark_best, record_from, to_json
 from aggregator.training.services import Services
 from aggregator.training.stopping import Stopping
@@ -82,6 +82,7 @@ class FederatedTrainer:
             came = await arrivals(self._job, self._plan, self._services, self._patience, self._say)
             self._view, self._data = came.view, came.data
             self._note(await asyncio.to_thread(news_since, self._state, self._id, self._data))
+            self._note(by_rows_alone(self._data))
             rows, self._view, note = await without_gaps(self._plan, self._view, came.rows, self._new_asker())
             self._note(note)
             if not self._strategy.asynchronous:
@@ -105,6 +106,7 @@ class FederatedTrainer:
                 self._id, self._asker, self._programs, samples, seconds, lambda waits: self._say(waits, 0)
             )
             self._note(note)
+            self._note(short_of_a_batch(samples.values()))
             everything, train = sum(rows.values()), sum(s.training for s in samples.values())
             counts = Samples(everything, 0, train, everything - train)
             of_model = self._plan.model.notes if self._plan.model is not None else ()
@@ -152,7 +154,18 @@ class FederatedTrainer:
     def _new_asker(self) -> Asker:
         services = self._services
         needed = texts(self._plan, self._job, self._view)
-        return Asker(services.trips, services.membership, self._patience, needed, self._data)
+        membership = services.membership
+        return Asker(services.trips, membership, self._patience, needed, self._data, self._others)
+
+    def _others(self, others: Mapping[str, str]) -> None:
+        """For those who look: which nodes have other data than the run began with, and are left out."""
+        shown = "; ".join(list(others.values())[:MAX_SHOWN])
+        more = f"; and {len(others) - MAX_SHOWN:,} more nodes" if len(others) > MAX_SHOWN else ""
+        names = ", ".join(list(others)[:MAX_SHOWN])
+        back = "started with its file of before, a node takes part again"
+        detail = f"goes on without {names}: {shown}{more}; {back}"
+        self._metrics.without(self._id, len(others))
+        self._active.update(detail=detail if others else "")
 
     def _put_together(self, samples: dict[str, NodeSamples]) -> None:
         job, plan, services = self._job, self._plan, self._services

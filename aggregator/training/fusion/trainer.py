@@ -21,7 +21,7 @@ from aggregator.training.fusion.alignment import Alignment
 from aggregator.training.fusion.plan import FusionPlan
 from aggregator.training.fusion.recipe import FusionRounds, FusionSamples, Interrupted, Timer
 from aggregator.training.fusion.sampling import Split
-from aggregator.training.known_data import kept, news_since
+from aggregator.training.known_data import by_rows_alone, kept, news_since
 from aggregator.training.readiness import Readiness
 from aggregator.training.records import RecordFile, every_record, mark_best, record_from, to_json
 from aggregator.training.services import Services
@@ -128,7 +128,8 @@ class Trainer:
         latest = await asyncio.to_thread(self._parameters.latest, id)
         if latest is None:
             parts.batch(job.batch, 1)  # refused before anything is committed
-            note = await asyncio.to_thread(news_since, self._state, id, self._ready.data)
+            data = self._ready.data
+            notes = (await asyncio.to_thread(news_since, self._state, id, data), by_rows_alone(data))
             parameters = await asyncio.to_thread(_initial, folder / "initial.safetensors", job, self._planned)
             state = self._planned.optimizer.init(parameters)
             begun = {
@@ -136,8 +137,8 @@ class Trainer:
                 "samples": vars(samples),
                 "sampling": parts.scheme.value,
                 "views": {prefix: view.to_json() for prefix, view in self._ready.views.items()},
-                "data": kept(self._ready.data),
-                "notes": [note] if note else [],
+                "data": kept(data),
+                "notes": [note for note in notes if note],
             }
             await asyncio.to_thread(self._parameters.commit, id, 0, 0, parameters, state, begun)
             committed = Committed(0, 0, parameters, state)

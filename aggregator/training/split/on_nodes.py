@@ -16,7 +16,7 @@ from aggregator.training.fusion.alignment import Alignment, align
 from aggregator.training.known_data import KnownData, declared
 from aggregator.training.services import Services
 from aggregator.training.split.plan import SplitPlan
-from aggregator.training.split.samples import INPUT_ROWS, LABEL_ROWS, AlignedSamples
+from aggregator.training.split.samples import INPUT_ROWS, LABEL_ROWS, AlignedSamples, require_batch
 from edge_attention.core.errors import DeadlineExceeded, InvalidArgument
 from edge_attention.core.messages.link import Dataset
 from edge_attention.core.messages.program import Batch, Return
@@ -24,7 +24,7 @@ from edge_attention.core.messages.table import TableSpec
 from edge_attention.core.messages.training import MissingSamples, SplitJob
 from edge_attention.core.tensors import Array
 
-__all__ = ["OnNodes", "node_views", "reads_of"]
+__all__ = ["OnNodes", "node_views", "reads_of", "require_rows"]
 
 
 def node_views(
@@ -54,6 +54,18 @@ def node_views(
         view = resolve(dataset, wanted, inputs, _spec_of(job.table, names, inputs), there)
         found |= dict.fromkeys(names, view)
     return found
+
+
+def require_rows(job: SplitJob, plan: SplitPlan, node: str, datasets: Sequence[Dataset]) -> None:
+    """Refuse a batch larger than a dataset that `node` reads for the job: no more of its rows can be matched.
+
+    Raises:
+        InvalidArgument: it says how large a batch may be.
+    """
+    inputs = [one.name for one in plan.inputs if one.name not in plan.labels]
+    for names, dataset in ((inputs, job.data.inputs), (plan.labels, job.data.labels)):
+        if _holder(plan, names) == node:
+            require_batch(job, own_dataset(node, dataset, datasets).rows)
 
 
 def reads_of(views: Mapping[str, TableView], labels: Sequence[str]) -> dict[str, NodeRead]:

@@ -35,7 +35,7 @@ from aggregator.training.split.plan import (
     sums_of,
 )
 from aggregator.training.split.releases import WholeRelease, part_releases
-from aggregator.training.split.samples import OwnSamples, SampleTurns, StepSamples
+from aggregator.training.split.samples import OwnSamples, SampleTurns, StepSamples, require_batch
 from aggregator.training.split.step import (
     BeginAgain,
     CollectSums,
@@ -148,6 +148,8 @@ class SplitPasses:
         self._schedules = await asyncio.to_thread(self._load)
         self._sums = await asyncio.to_thread(sums_of, self._cut)
         samples, said = await self._samples()
+        if await asyncio.to_thread(self._begun) is None:  # a run of an earlier release goes on as it began
+            require_batch(job, samples.count)
         return SampleTurns(samples.count, job.batch, self._piece, job.holdout, job.seed), said
 
     async def forget(self) -> None:

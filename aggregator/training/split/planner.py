@@ -35,7 +35,7 @@ from aggregator.training.split.plan import (
     SplitPlan,
     pieces_at_once,
 )
-from aggregator.training.split.samples import check_samples, sample_shapes
+from aggregator.training.split.samples import check_samples, require_batch, sample_shapes
 from aggregator.training.split.staying import passed_on, require_staying
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from edge_attention.core.messages.training import PlannedModel, SplitJob
@@ -48,6 +48,7 @@ from edge_attention.graphs.axes.costs import model_costs
 from edge_attention.graphs.axes.cut import cut
 from edge_attention.graphs.axes.emit import Emitted
 from edge_attention.graphs.axes.folder import write_cut
+from edge_attention.graphs.axes.looked_up import rows_looked_up
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.axes.narrow import layer_bytes, narrow_places
@@ -108,14 +109,15 @@ def plan(
         for name, (dtype, shape) in model.inputs.items()
     )
     labels = _labels(job, model)
-    count = 0
-    if samples is not None:
-        count = check_samples(samples, inputs, model.label)
     into = folder / "cut"
     into.mkdir()
     path = into / MODEL
     onnx.save(training_file(model), path)
     opened = open_model(path)
+    count = 0
+    if samples is not None:
+        count = check_samples(samples, inputs, model.label, rows_looked_up(opened))
+        require_batch(job, count)
     feeds = {one.name: TensorForm(one.dtype, (size, *one.shape)) for one in inputs}
     axes = training_axes(opened, model.names, feeds)
     cut_plan, holders = _planned(job, axes, nodes)

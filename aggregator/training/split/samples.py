@@ -17,11 +17,21 @@ import numpy as np
 from aggregator.store.tensor_file import TensorFile
 from aggregator.training.federated.plan import DataInput
 from edge_attention.core.errors import InvalidArgument, InvalidTensor, NotFinite
-from edge_attention.core.messages.training import Samples
+from edge_attention.core.messages.training import Samples, SplitJob
 from edge_attention.core.rounds.sampling import holdout_rows, training_rows
 from edge_attention.core.tensors import Array, Int64
 
-__all__ = ["INPUT_ROWS", "LABEL_ROWS", "AlignedSamples", "OwnSamples", "SampleTurns", "StepSamples"]
+__all__ = [
+    "INPUT_ROWS",
+    "LABEL_ROWS",
+    "AlignedSamples",
+    "OwnSamples",
+    "SampleTurns",
+    "StepSamples",
+    "check_samples",
+    "require_batch",
+    "sample_shapes",
+]
 
 INPUT_ROWS, LABEL_ROWS = "rows/inputs", "rows/labels"
 """Feeds with numbers of rows, where the samples are on nodes."""
@@ -38,13 +48,17 @@ def sample_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(shape[1:]) for name, (_, shape) in _opened(file).specs.items()}
 
 
-def check_samples(file: Path, inputs: Sequence[DataInput], label: Any) -> int:
+def check_samples(
+    file: Path, inputs: Sequence[DataInput], label: Any, looked_up: Mapping[str, int] | None = None
+) -> int:
     """How many there are, once all that the model takes is there, and is what it takes.
 
     `label`: what is known of the labels (graphs/models/model_form.LabelKind), of a standard loss.
+    `looked_up`: input -> the rows of the table that its numbers look up (graphs/axes/looked_up.py).
 
     Raises:
-        InvalidTensor: an array lacks, has another type or shape, or holds what is no label, or no number.
+        InvalidTensor: an array lacks, has another type or shape, or holds what is no label, no number, or
+            past its table.
     """
     opened = _opened(file)
     specs = opened.specs
@@ -71,18 +85,28 @@ def check_samples(file: Path, inputs: Sequence[DataInput], label: Any) -> int:
             f"{', '.join(one.name for one in inputs)}: leave it out"
         )
     for one in inputs:
-        _look(opened, one.name, label)
+        _look(opened, one.name, label, (looked_up or {}).get(one.name, 0))
     return int(count)
 
 
-def _look(file: TensorFile, name: str, label: Any) -> None:
-    """Refuse what is no number, and labels that are none."""
+def _look(file: TensorFile, name: str, label: Any, table: int) -> None:
+    """Refuse what is no number, labels that are none, and what is past the rows that it looks up, `table`
+    of them (0: it looks up none)."""
     dtype, shape = file.specs[name]
     size = int(np.prod(shape, dtype=np.int64))
+    each = max(1, size // shape[0])
     for start in range(0, size, LOOKED_AT):
         piece = file.read(name, start, min(start + LOOKED_AT, size))
-        if dtype.kind == "f" and not np.isfinite(piece).all():
-            raise NotFinite(f"data: {name!r} holds NaN or Inf; take such samples out")
+        if dtype.kind == "f" and not (finite := np.isfinite(piece)).all():
+            row = (start + int(np.argmin(finite))) // each
+            raise NotFinite(f"data: {name!r} holds NaN or Inf, first in row {row:,}; take such samples out")
+        if table and dtype.kind in "iu" and not -table <= piece.min() <= piece.max() < table:
+            first = int(np.argmax((piece < -table) | (piece >= table)))
+            raise InvalidTensor(
+                f"data: {name!r} holds {piece[first]} in row {(start + first) // each:,}, and the model "
+                f"looks it up in a table of {table:,} rows, 0 to {table - 1:,}: make the ids with the "
+                "tokenizer of this model, or bring a model with a larger table"
+            )
         if label is not None and name == label.weights and (piece < 0).any():
             raise InvalidTensor(
                 f"data: {name!r} says what rows count, and holds {piece.min():g}; it is 0 or above"
@@ -148,6 +172,27 @@ class SampleTurns:
     def _share(self) -> float:
         # As `core/rounds/sampling` rounds it, it is that many.
         return self.held / self.count
+
+
+def require_batch(job: SplitJob, count: int) -> None:
+    """Refuse a batch of more samples than are trained on: a step would take some of them several times.
+
+    `count`: of all samples, those held out included.
+
+    Raises:
+        InvalidArgument: it says how large a batch may be.
+    """
+    pieces = job.micro_batches
+    of = SampleTurns(count, job.batch, job.batch // pieces, job.holdout, job.seed).samples
+    if job.batch <= of.train:
+        return
+    held = f" of {count:,}, as {of.holdout:,} are held out" if of.holdout else ""
+    most = of.train // pieces * pieces
+    fits = f"batch = {most}" if most else f"batch = {of.train} and micro_batches = 1"
+    raise InvalidArgument(
+        f"batch is {job.batch}, and {of.train:,} samples are trained on{held}: a step would take some of "
+        f"them several times; set {fits}, or less, or bring more samples"
+    )
 
 
 class StepSamples(ABC):

@@ -17,7 +17,7 @@ from aggregator.engine.endings import to_the_end
 from aggregator.inference.model_answer import MakesNaN
 from aggregator.training.active import ActiveRun, evaluation_due
 from aggregator.training.divergence import NotANumber, diverged, unevaluated
-from aggregator.training.known_data import known_from, news_since
+from aggregator.training.known_data import by_rows_alone, known_from, news_since
 from aggregator.training.records import RecordFile, every_record, mark_best, record_from, to_json
 from aggregator.training.services import Services
 from aggregator.training.split.grouped import GroupRounds
@@ -168,9 +168,9 @@ class SplitTrainer:
         samples = Samples(*map(sum, zip(*(vars(own.samples).values() for own in turns), strict=True)))
         if not begun:
             data = known_from({"groups": said})
-            note = await asyncio.to_thread(news_since, self._state, self._id, data)
+            notes = (await asyncio.to_thread(news_since, self._state, self._id, data), by_rows_alone(data))
             data_of: Mapping[str, Any] = {"groups": said} if job.groups else said[0]
-            first = {**data_of, "samples": vars(samples), "notes": [note] if note else []}
+            first = {**data_of, "samples": vars(samples), "notes": [note for note in notes if note]}
             await to_the_end(asyncio.to_thread(self._versions.begin, first))
         zeroth = await asyncio.to_thread(self._state.record, self._id, 0)
         for note in zeroth.get("notes", ()) if zeroth else ():  # runs of earlier releases have none

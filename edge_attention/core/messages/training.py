@@ -113,6 +113,7 @@ class Samples:
 class TrainingRun:
     """A run as it stands.
 
+    `detail`: why it ended; while it goes on, which nodes it leaves out as their data is other than before.
     `nodes`: what each node of the round under way does, for a person. `notes`: what whoever trains should
     know of the model and the labels, a sentence each. `best_version`: of those evaluated, the one with the
     lowest loss on the held-out samples, which is kept; None: none was evaluated.

@@ -21,6 +21,12 @@ async def ended(reader):
             await reader.read()
 
 
+async def all_of(reader):
+    """All that comes until the other side closes."""
+    async with asyncio.timeout(180):
+        return await reader.read()
+
+
 async def opened(port, data=b""):
     reader, writer = await asyncio.open_connection(*port.where)
     writer.write(data)
@@ -32,9 +38,19 @@ def test_an_address_has_so_many_connections_and_others_theirs(monkeypatch, caplo
 
     async def scenario(port):
         held = [await opened(port, HALF) for _ in range(3)]
-        for _ in range(2):
-            reader, writer = await opened(port, WHOLE)
-            await ended(reader)
+        for data in (
+            b"",
+            WHOLE,
+            b"POST /v2/repository/index HTTP/1.1\r\nContent-Length: 9000000\r\n\r\n" + bytes(9000),
+        ):
+            reader, writer = await opened(port, data)
+            answer = await all_of(reader)
+            assert answer.startswith(b"HTTP/1.1 429 Too Many Requests\r\n")
+            assert b"\r\nRetry-After: 5\r\n" in answer
+            assert answer.endswith(
+                b"\r\n\r\nyour address has as many connections to this port as one may have; close some of "
+                b"them, or come again in 5 s\n"
+            )
             writer.close()
         other = await asyncio.open_connection("127.0.0.1", port.where[1], local_addr=("127.0.0.2", 0))
         other[1].write(WHOLE)
@@ -44,8 +60,7 @@ def test_an_address_has_so_many_connections_and_others_theirs(monkeypatch, caplo
         for _ in range(2):  # over one connection: the place that one left is taken once
             async with asyncio.timeout(180):
                 while True:
-                    with contextlib.suppress(OSError):
-                        assert (await port.get("/healthz")).status == 200
+                    if (await port.get("/healthz")).status == 200:
                         break
         for _, writer in (*held[1:], other):
             writer.close()
@@ -64,9 +79,27 @@ def test_there_is_room_for_so_many_in_all(monkeypatch):
     async def scenario(port):
         held = [await opened(port, HALF) for _ in range(2)]
         reader, writer = await opened(port, WHOLE)
-        await ended(reader)
+        assert (await all_of(reader)).startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
         for one in (writer, *(writer for _, writer in held)):
             one.close()
+
+    run(scenario)
+
+
+def test_all_of_many_that_are_too_many_are_told():
+
+    async def asked(port):
+        reader, writer = await opened(port, WHOLE)
+        answer = await all_of(reader)
+        writer.close()
+        return answer[:12]
+
+    async def scenario(port):
+        held = await asyncio.gather(*(opened(port, HALF) for _ in range(door.ADDRESS_STRANGERS)))
+        answers = await asyncio.gather(*(asked(port) for _ in range(door.TURNED)))
+        assert answers == [b"HTTP/1.1 429"] * door.TURNED
+        for _, writer in held:
+            writer.close()
 
     run(scenario)
 

@@ -263,6 +263,17 @@ def test_an_address_has_so_many_connections_that_show_no_token(house, monkeypatc
             return await asyncio.open_connection(*port.where, ssl=port.tls, server_hostname="localhost")
 
         held = [await connection() for _ in range(2)]
+        reader, turned = await connection()
+        turned.write(
+            b"POST /v2/repository/index HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000\r\n\r\n"
+        )
+        async with asyncio.timeout(180):
+            answer = await reader.read()  # to its end: this side sends no body, and that one waits for none
+        assert answer.startswith(b"HTTP/1.1 429 ")
+        assert b"\r\nRetry-After: 5\r\n" in answer
+        assert b"your address has as many connections to this port as one may have" in answer
+        turned.close()
+        monkeypatch.setattr(door, "TURNED", 0)
         with pytest.raises((ConnectionError, ssl.SSLError)):
             await connection()
         reader, writer = held[0]

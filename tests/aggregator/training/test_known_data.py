@@ -12,10 +12,12 @@ import test_federated
 import test_fusion
 from house import House, dataset, until
 
-from aggregator.training.known_data import KnownData, declared, kept, known_from, news_since
-from edge_attention.core.messages.training import RunState, SelectionSpec
+from aggregator.training.known_data import KnownData, by_rows_alone, declared, kept, known_from, news_since
+from aggregator.training.page import troubles
+from edge_attention.core.messages.training import RunState, SelectionSpec, StrategySpec
 
 KEY = b"of these nodes alone"
+GAUGE = "edge_attention_aggregator_run_other_data_nodes"
 
 
 def known(rows=30, digest="d", node="a"):
@@ -37,6 +39,15 @@ def known(rows=30, digest="d", node="a"):
 def test_what_is_another_is_said_as_far_as_nodes_tell(was, now, said):
     assert said in was.differs(now)
     assert bool(was.differs(now)) == bool(said)
+
+
+def test_nodes_of_whose_data_the_rows_are_all_that_is_known_are_named():
+    assert by_rows_alone([known()]) == ""
+    many = [known(digest="", node=f"n{number}") for number in range(9)]
+    assert by_rows_alone([known(), many[0], many[0]]).startswith(
+        "the data of n0 is known by its number of rows"
+    )
+    assert "n7 and 1 more is known" in by_rows_alone(many)
 
 
 def test_what_was_declared_is_kept_of_groups_too():
@@ -96,7 +107,7 @@ def test_a_federated_run_does_not_go_on_with_other_rows_of_the_same_number():
         failed, goes_on = asyncio.run(scenario(house))
     assert failed.state is RunState.FAILED
     assert "dataset 'rows' of node 'b' is not the one this run began with: it has as many" in failed.detail
-    assert "give the node its file back and resume the run" in failed.detail
+    assert "give the node its file back, and resume the run" in failed.detail
     assert goes_on.state is RunState.STOPPED
 
 
@@ -112,6 +123,46 @@ def test_a_round_that_need_not_have_all_is_made_without_the_node_of_other_data()
 
     with House() as house:
         record = asyncio.run(scenario(house))
+    assert "other values" in record["left_out"]["b"]
+    assert "b" not in record["nodes"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"selection": SelectionSpec(quorum=0.5, minimum=2)},
+        {"strategy": StrategySpec("fedbuff", {"buffer": 2})},
+    ],
+)
+def test_whoever_looks_is_told_which_node_a_run_goes_on_without(changed):
+    async def scenario(house):
+        run, boxes = await begun(house, **changed)
+        await until(lambda: house.runs.describe(run).round >= 1)
+        before = house.runs.describe(run).detail
+        again(boxes["b"], edited("b"))
+        await until(lambda: house.runs.describe(run).detail)
+        found = house.runs.describe(run)
+        count = house.metrics.registry.get_sample_value(GAUGE, {"run": run})
+        at = found.round
+        await until(lambda: house.runs.describe(run).round >= at + 3)
+        record = house.state.records(run, at + 1)[1].record
+        again(boxes["b"], told(small_model.rows("b")))
+        await until(lambda: not house.runs.describe(run).detail)
+        cleared = house.metrics.registry.get_sample_value(GAUGE, {"run": run})
+        await house.runs.stop(run)
+        return before, found, count, record, cleared
+
+    with House() as house:
+        before, found, count, record, cleared = asyncio.run(scenario(house))
+    assert before == ""
+    assert found.state is RunState.RUNNING
+    assert found.detail.startswith(
+        "goes on without b: dataset 'rows' of node 'b' is not the one this run began"
+    )
+    assert found.detail.endswith("; started with its file of before, a node takes part again")
+    ((_, trouble),) = [one for one in troubles([found], 0.0) if "goes on without" in one[1].text]
+    assert trouble.severity == "warn"
+    assert (count, cleared) == (1, 0)
     assert "other values" in record["left_out"]["b"]
     assert "b" not in record["nodes"]
 

@@ -94,11 +94,27 @@ def test_layers_go_to_the_nodes_in_their_order_and_every_parameter_has_its_gradi
         ({"split": "tokens:x"}, InvalidArgument, "split is 'tokens:x'"),
         ({"split": "", "plan": b"{}"}, InvalidArgument, "plan"),
         ({"batch": 7}, InvalidArgument, "equal pieces"),
+        (
+            {"batch": 98},
+            InvalidArgument,
+            "batch is 98, and 96 samples are trained on: .* set batch = 96, or less",
+        ),
     ],
 )
 def test_what_cannot_be_split_so_is_refused(made, changed, error, said):
     with pytest.raises(error, match=said):
         made.plan(**changed)
+
+
+def test_a_token_id_that_the_model_does_not_know_is_found_before_there_is_a_run(made):
+    arrays = one_machine.samples("bert")
+    arrays["input_ids"] = arrays["input_ids"].copy()
+    arrays["input_ids"][41, 3] = 1 << 20
+    safetensors.numpy.save_file(arrays, made.folder / "samples")
+    with pytest.raises(
+        InvalidTensor, match=r"'input_ids' holds 1048576 in row 41, and the model looks it up in a table of"
+    ):
+        made.plan()
 
 
 def test_what_would_be_refused_as_too_much_at_a_time_once_the_run_starts_has_no_plan(made, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 
 from aggregator.inference.runner import HeldRequest
 from aggregator.training.federated.plan import DataInput
+from aggregator.training.split import samples
 from aggregator.training.split.plan import OVERWRITTEN
-from aggregator.training.split.samples import OwnSamples, SampleTurns, check_samples
+from aggregator.training.split.samples import OwnSamples, SampleTurns, check_samples, require_batch
 from aggregator.training.split.sums import LANES_KNOWN, AddingPrograms, NodeSums
 from aggregator.training.split.versions import GradientSum
-from edge_attention.core.errors import InvalidTensor, NotFinite, Unavailable
+from edge_attention.core.errors import InvalidArgument, InvalidTensor, NotFinite, Unavailable
 from edge_attention.core.messages.program import Drop, Return, Run
 from edge_attention.core.schedule.schedule import (
     Boundary,
@@ -275,7 +277,7 @@ LABEL = SimpleNamespace(labels="y", weights="", classes=4, binary=False, ignore=
         ({"x": None}, InvalidTensor, "lacks 'x'"),
         ({"x": np.ones((5, 2), np.float32)}, InvalidTensor, r"'x' is float32 \[2\] a row"),
         ({"x": np.ones((5, 3), np.float64)}, InvalidTensor, "float64"),
-        ({"x": np.full((5, 3), np.inf, np.float32)}, NotFinite, "'x' holds NaN or Inf"),
+        ({"x": np.full((5, 3), np.inf, np.float32)}, NotFinite, "'x' holds NaN or Inf, first in row 0"),
         ({"y": np.arange(5)}, InvalidTensor, "'y' are 0 to 4, and the model has the classes 0 to 3"),
         ({"y": np.array([0, -100, 3, -100, 1])}, None, ""),
         ({"z": np.ones(5, np.float32)}, InvalidTensor, "'z', which is no input"),
@@ -297,3 +299,50 @@ def test_samples_are_what_the_model_takes_or_are_refused_by_name(tmp_path, chang
     assert own.count == 5
     np.testing.assert_array_equal(found["x"], arrays["x"][[4, 0, 4]])
     np.testing.assert_array_equal(found["y"], arrays["y"][[4, 0, 4]])
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        ([[0, 1], [2, 3], [-4, 0]], ""),
+        (
+            [[0, 1], [2, 4], [0, 9]],
+            r"data: 'ids' holds 4 in row 1, and the model looks it up in a table of 4 rows, 0 to 3",
+        ),
+        ([[0, 1], [2, 3], [-5, 0]], "data: 'ids' holds -5 in row 2, and"),
+    ],
+)
+def test_numbers_past_the_table_that_they_look_up_are_found_by_their_row(tmp_path, ids, said, monkeypatch):
+    monkeypatch.setattr(samples, "LOOKED_AT", 3)
+    file = tmp_path / "data.safetensors"
+    safetensors.numpy.save_file({"ids": np.array(ids)}, file)
+    inputs = (DataInput("ids", "int64", (2,)),)
+    assert check_samples(file, inputs, None) == 3
+    with pytest.raises(InvalidTensor, match=said) if said else nullcontext():
+        assert check_samples(file, inputs, None, {"ids": 4}) == 3
+
+
+@pytest.mark.parametrize(
+    ("count", "holdout", "pieces", "said"),
+    [
+        (8, 0.0, 4, ""),
+        (
+            7,
+            0.0,
+            4,
+            "batch is 8, and 7 samples are trained on: a step would take some of them several times; set "
+            "batch = 4,",
+        ),
+        (
+            10,
+            0.4,
+            4,
+            r"batch is 8, and 6 samples are trained on of 10, as 4 are held out: .*set batch = 4, or less",
+        ),
+        (3, 0.0, 4, "set batch = 3 and micro_batches = 1, or less"),
+    ],
+)
+def test_a_batch_is_of_no_more_samples_than_there_are(count, holdout, pieces, said):
+    job = SimpleNamespace(batch=8, micro_batches=pieces, holdout=holdout, seed=0)
+    with pytest.raises(InvalidArgument, match=said) if said else nullcontext():
+        require_batch(job, count)
