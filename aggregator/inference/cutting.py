@@ -45,6 +45,7 @@ from edge_attention.graphs.axes.batch_rows import rows_meet
 from edge_attention.graphs.axes.costs import model_costs
 from edge_attention.graphs.axes.cut import analyse, analyse_for, cut, cuts_no_layer, shared_ranges, sizes_of
 from edge_attention.graphs.axes.folder import write_cut
+from edge_attention.graphs.axes.joined_inputs import joined_inputs
 from edge_attention.graphs.axes.jumps import exact_only
 from edge_attention.graphs.axes.looked_up import rows_looked_up
 from edge_attention.graphs.axes.model_axes import Axes
@@ -81,15 +82,15 @@ def cut_as_asked(request: CutRequest, opened: OpenModel | None = None) -> Planne
     """
     model = opened or open_model(Path(request.model))
     inputs, outputs = tensors_of(model)
-    looked_up = rows_looked_up(model)
-    planned = replace(_cut(model, inputs, outputs, request), looked_up=looked_up)
+    looked_up, joined = rows_looked_up(model), joined_inputs(model)
+    planned = replace(_cut(model, inputs, outputs, request), looked_up=looked_up, joined=joined)
     if request.plan or not Path(request.into).is_dir():  # of a model that was planned before
         return planned
     if files := decoder_files(Path(request.model).parent):
         return _with_decoder(planned, files, Path(request.into) / DECODER)
     decoder, why = _sessions(model, loads_plan(planned.plan), Path(request.into) / DECODER)
     note = "served as sessions, too: keys and values of earlier tokens stay on the nodes" if decoder else ""
-    pasts = any(len(one.shape) == 4 and "past" in one.name for one in inputs)
+    pasts = any(len(one.shape) == 4 and (one.name in joined or "past" in one.name) for one in inputs)
     if not decoder and (pasts or both_in_one(one.name for one in inputs)):
         note = f"no sessions: {why}"
     notes = (*planned.notes, note) if note else planned.notes

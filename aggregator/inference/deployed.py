@@ -75,6 +75,7 @@ class PlannedParts:
         gain: of a plan made anew, how many times as quick as the one before it is predicted to be.
         nodes: that it was made with, those that hold nothing included.
         looked_up: by input of whole numbers how many rows there are that they look up.
+        joined: by input the axis along which the model joins something to it: there it may be empty.
     """
 
     inputs: tuple[ModelTensor, ...]
@@ -108,6 +109,7 @@ class PlannedParts:
     gain: float = 0.0
     nodes: tuple[str, ...] = ()
     looked_up: Mapping[str, int] = field(default_factory=dict)
+    joined: Mapping[str, int] = field(default_factory=dict)
 
     def held_by(self, holders: Holders) -> PlannedParts:
         """The same with other holders. Bytes of a node that holds several parts are counted apart."""
@@ -140,6 +142,7 @@ class PlannedParts:
             "gain": self.gain,
             "nodes": list(self.nodes),
             "looked_up": dict(self.looked_up),
+            "joined": dict(self.joined),
         }
 
     @classmethod
@@ -169,6 +172,7 @@ class PlannedParts:
             float(data.get("gain", 0.0)),
             tuple(map(str, data.get("nodes", ()))),
             {str(name): int(rows) for name, rows in data.get("looked_up", {}).items()},
+            {str(name): int(axis) for name, axis in data.get("joined", {}).items()},
         )
 
 

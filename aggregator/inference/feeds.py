@@ -26,6 +26,7 @@ from edge_attention.core.tensors import MAX_RANK, Array, DataType
 
 __all__ = [
     "Feeds",
+    "may_be_empty",
     "pieces",
     "require_feeds",
     "require_inputs",
@@ -42,10 +43,16 @@ TEXT = 1000
 
 
 class Feeds:
-    """The inputs of one request as far as they have come. `room`, the caller's, grows with them."""
+    """The inputs of one request as far as they have come. `room`, the caller's, grows with them.
 
-    def __init__(self, inputs: Sequence[ModelTensor], room: Lease) -> None:
+    `joined`: by input the axis along which it may be empty.
+    """
+
+    def __init__(
+        self, inputs: Sequence[ModelTensor], room: Lease, joined: Mapping[str, int] | None = None
+    ) -> None:
         self._inputs = {one.name: one for one in inputs}
+        self._joined = joined or {}
         self._room = room
         self._arrays: dict[str, Array] = {}
         self._filled: dict[str, int] = {}
@@ -99,6 +106,10 @@ class Feeds:
         if len(piece.shape) > MAX_RANK or any(n < 0 for n in piece.shape):
             raise InvalidTensor(f"input {piece.name!r}: {list(piece.shape)[:9]} is no shape")
         _require(wanted, piece.data_type, piece.shape)
+        if 0 in piece.shape and not may_be_empty(wanted.name, piece.shape, self._joined):
+            raise InvalidArgument(
+                f"input {wanted.name!r} is empty: {list(piece.shape)}; send at least one of each"
+            )
         dtype = np.dtype(piece.data_type.value)
         size = math.prod(piece.shape) * dtype.itemsize
         if self._size + size > INFER_BYTES:
@@ -237,7 +248,15 @@ def _require(wanted: ModelTensor, data_type: DataType, shape: Sequence[int]) -> 
     )
     if not fits:
         raise InvalidTensor(f"input {wanted.name!r} is {list(shape)}; the model wants {said(wanted)}")
-    # A past that has not begun: [batch, heads, 0, width].
-    begins = len(shape) == _PAST_RANK and bool(shape[0]) and "past" in wanted.name
-    if 0 in shape and not begins:
-        raise InvalidArgument(f"input {wanted.name!r} is empty: {list(shape)}; send at least one of each")
+
+
+def may_be_empty(name: str, shape: Sequence[int], joined: Mapping[str, int]) -> bool:
+    """Whether an input of this shape, in which a size is 0, is a past that has not begun.
+
+    `joined`: by input the axis along which the model joins something to it. What is given on as it came (an
+    encoder's keys, in a file of both steps) is joined to nothing, and known by its name and form.
+    """
+    empty = [axis for axis, size in enumerate(shape) if not size]
+    if name in joined and empty == [joined[name]]:
+        return True
+    return len(shape) == _PAST_RANK and bool(shape[0]) and "past" in name

@@ -127,7 +127,7 @@ class InferenceApi:
                         found = self._deployments.require(request.model)
                         asking.to(found)
                         assert found.planned is not None
-                        feeds = Feeds(found.planned.inputs, room)
+                        feeds = Feeds(found.planned.inputs, room, found.planned.joined)
                         seconds = _seconds(request.deadline_seconds)
                         outputs, partial = _outputs(found, request.outputs), request.partial
                         priority = request.priority

@@ -58,6 +58,10 @@ class ServedEnsemble:
         head = not ensemble.head or self._plane.model_ready(ensemble.head)
         return bool(there) and ensemble.needed <= there and head
 
+    @property
+    def joined(self) -> Mapping[str, int]:
+        return {}
+
     def metadata(self) -> ModelMetadata:
         tensors = self._kept.tensors
         return ModelMetadata(self.name, (self.version,), PLATFORM, tensors.inputs, tensors.outputs)

@@ -116,6 +116,10 @@ class StreamedDecoder:
     def ready(self) -> bool:
         return True
 
+    @property
+    def joined(self) -> Mapping[str, int]:
+        return {}
+
     def metadata(self) -> ModelMetadata:
         inputs, outputs = self._tensors()
         return ModelMetadata(self.name, (self.version,), PLATFORM, inputs, outputs)

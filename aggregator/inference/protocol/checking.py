@@ -6,9 +6,10 @@ What is refused is refused in Triton's words, which tools look for, with what to
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from aggregator.bounds.budget import Lease
+from aggregator.inference.feeds import may_be_empty
 from aggregator.inference.protocol.served import CheckedRequest
 from edge_attention.core.datatypes import MAX_DIMENSIONS, array_of, elements
 from edge_attention.core.errors import InvalidArgument, InvalidTensor, NotFound
@@ -33,9 +34,16 @@ _NAMES = 16
 
 
 def checked(
-    request: InferenceRequest, metadata: ModelMetadata, config: ModelConfig, caller: str, room: Lease
+    request: InferenceRequest,
+    metadata: ModelMetadata,
+    config: ModelConfig,
+    caller: str,
+    room: Lease,
+    joined: Mapping[str, int],
 ) -> CheckedRequest:
     """The request, once it is known to fit the model.
+
+    `joined`: by input the axis along which it may be empty.
 
     Raises:
         InvalidArgument, InvalidTensor: names the input or output, and what the model has.
@@ -52,7 +60,7 @@ def checked(
                 f"{_listed(known)}"
             )
     rows = _rows(request.inputs, config, told)
-    feeds = {one.name: _feed(inputs[one.name], one, where, told) for one in metadata.inputs}
+    feeds = {one.name: _feed(inputs[one.name], one, where, told, joined) for one in metadata.inputs}
     wanted = tuple(dict.fromkeys(one.name for one in request.outputs)) or tuple(known)
     return CheckedRequest(
         request.id,
@@ -122,7 +130,9 @@ def _rows(inputs: Sequence[NamedTensor], config: ModelConfig, told: str) -> int:
     return rows or 1
 
 
-def _feed(tensor: NamedTensor, wanted: TensorMetadata, where: str, told: str) -> Array:
+def _feed(
+    tensor: NamedTensor, wanted: TensorMetadata, where: str, told: str, joined: Mapping[str, int]
+) -> Array:
     """The input as an array of its shape and datatype."""
     if tensor.datatype != wanted.datatype:
         raise InvalidTensor(
@@ -138,7 +148,8 @@ def _feed(tensor: NamedTensor, wanted: TensorMetadata, where: str, told: str) ->
             f"{told}unexpected shape for input '{wanted.name}' {where}. Expected {_shape(wanted.shape)}, got "
             f"{_shape(tensor.shape)}"
         )
-    if elements(tensor.shape, told + what) == 0:
+    empty = elements(tensor.shape, told + what) == 0
+    if empty and not may_be_empty(wanted.name, tensor.shape, joined):
         raise InvalidTensor(f"{told}{what} is empty: {_shape(tensor.shape)}; send at least one element")
     return array_of(tensor, Datatype(wanted.datatype), what, told)
 

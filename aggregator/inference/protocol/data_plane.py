@@ -193,7 +193,7 @@ class DataPlane:
             room = stack.enter_context(self.room(caller))
         size = sum(tensor.nbytes for tensor in request.inputs)
         room.grow(size)
-        asked = (request, model.metadata(), config, caller, room)
+        asked = (request, model.metadata(), config, caller, room, model.joined)
         # All elements are looked at, of some types.
         found = await asyncio.to_thread(checked, *asked) if size > BY_THREAD else checked(*asked)
         return model, config, found

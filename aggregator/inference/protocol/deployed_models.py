@@ -50,6 +50,7 @@ class ServedDeployment:
         self._deployed = deployed
         self._asker = asker
         self._inputs, self._outputs = deployed.planned.inputs, deployed.planned.outputs
+        self.joined = deployed.planned.joined
 
     @property
     def name(self) -> str:

@@ -65,6 +65,10 @@ class OfferedModel(Protocol):
     def ready(self) -> bool:
         """Whether it could answer now."""
 
+    @property
+    def joined(self) -> Mapping[str, int]:
+        """By input the axis along which the model joins something to it: there it may be empty."""
+
     def metadata(self) -> ModelMetadata: ...
 
     def config(self) -> ModelConfig: ...

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import MappingProxyType
 
 import numpy as np
 
@@ -26,6 +27,7 @@ class PocketModel:
     """`work(feeds) -> results`; `inputs` and `outputs`: name -> (datatype, shape without the batch)."""
 
     version, ready = "1", True
+    joined = MappingProxyType({})
 
     def __init__(self, name, inputs, outputs, work, rows=0):
         self.name, self.inputs, self.outputs, self.work, self.rows = name, inputs, outputs, work, rows

@@ -28,8 +28,8 @@ MASK = ModelTensor("mask", DataType.BOOL, ("batch", "tokens"))
 IMAGE = ModelTensor("image", DataType.FLOAT32, ("?", "3"))
 
 
-def feeds(*inputs):
-    return Feeds(inputs, Budgets().take(INFERENCE_BYTES, "somebody", 0))
+def feeds(*inputs, joined=None):
+    return Feeds(inputs, Budgets().take(INFERENCE_BYTES, "somebody", 0), joined)
 
 
 def piece(array, name="ids", offset=0, data=None, shape=None):
@@ -67,6 +67,20 @@ def test_what_goes_in_pieces_comes_as_it_was(rows, columns):
 def test_what_does_not_fit_is_refused(one, error, words):
     with pytest.raises(error, match=words):
         feeds(IDS).take(one)
+
+
+@pytest.mark.parametrize("name", ["cache_k0", "memory"])
+def test_what_the_model_joins_something_to_is_empty_along_that_axis_alone(name):
+    past = ModelTensor(name, DataType.FLOAT32, ("batch", "past", "32"))
+    taken = feeds(past, joined={"cache_k0": 1})
+    if name == "memory":
+        with pytest.raises(InvalidArgument, match="is empty"):
+            taken.take(piece(np.zeros((2, 0, 32), np.float32), name))
+        return
+    taken.take(piece(np.zeros((2, 0, 32), np.float32), name))
+    assert taken.arrays()[name].shape == (2, 0, 32)
+    with pytest.raises(InvalidArgument, match="is empty"):
+        feeds(past, joined={"cache_k0": 1}).take(piece(np.zeros((0, 3, 32), np.float32), name))
 
 
 def test_a_past_that_has_not_begun_is_empty():

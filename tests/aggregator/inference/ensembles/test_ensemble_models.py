@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -41,6 +42,7 @@ class Model:
     """Gives `outputs` (name -> what it makes of its input) after `seconds`."""
 
     version = "1"
+    joined = MappingProxyType({})
 
     def __init__(self, name, outputs, *, seconds=0.0, takes="x", shape=(-1, 2), said=None, decoupled=False):
         self.name, self.outputs, self.seconds, self.takes = name, outputs, seconds, takes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import MappingProxyType
 
 import numpy as np
 
@@ -27,6 +28,7 @@ class Doubler:
 
     name, version, ready = "doubler", "3", True
     decoupled = False
+    joined = MappingProxyType({})
 
     def __init__(self):
         self.events = {}
