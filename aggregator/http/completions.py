@@ -92,10 +92,11 @@ class Completions:
         ask = chat_of(await self._said(call))
         until = time.monotonic() + GENERATION_SECONDS
         with self._budgets.take(GENERATIONS, call.caller or None):  # a template takes its time, too
+            deployment = self._generator.deployment(ask.generation.model)  # another has another template
             files = (await self._text(ask.generation.model)).files
             template, left = files.chat_template, until - time.monotonic()
             prompt = await self._prompts.of(template, files.special, ask.messages or (), left)
-        generation = replace(ask.generation, prompt=prompt, special=template is None)
+        generation = replace(ask.generation, prompt=prompt, special=template is None, deployment=deployment)
         if template is None:
             generation = replace(generation, stop=(*generation.stop, PLAIN_STOP))
         ask = replace(ask, generation=generation)

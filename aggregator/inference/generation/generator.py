@@ -26,7 +26,7 @@ from aggregator.inference.generation.sessions import TokenForm, TokenSessions
 from aggregator.inference.generation.texts import DeploymentText, DeploymentTexts
 from aggregator.inference.generation.written_text import WrittenText
 from aggregator.inference.traffic import ModelTraffic
-from edge_attention.core.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument
+from edge_attention.core.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, Unavailable
 from edge_attention.core.generation.course import PROMPT_ROWS, GenerationCourse
 from edge_attention.core.generation.speculation import SpeculationRule
 from edge_attention.core.tensors import Float32
@@ -72,6 +72,10 @@ class Generator(Generic[S]):
         """Names of the models that can be asked."""
         return self._sessions.models()
 
+    def deployment(self, model: str) -> str:
+        """Names the deployment that generations are of now, and no other. Raises NotFound: there is none."""
+        return self._sessions.version(model)
+
     async def texts(self, model: str) -> DeploymentText | None:
         """The tokenizer, template and special tokens of a model; None: it has none.
 
@@ -95,6 +99,7 @@ class Generator(Generic[S]):
             NotFound, FailedPrecondition: no decoder of that name is deployed; it has no tokenizer.
             ResourceExhausted: too many go on.
             DeadlineExceeded: the time is over; says how far it came.
+            Unavailable: it is for a deployment that serves no more.
         """
         began = time.monotonic()
         request.check()
@@ -117,6 +122,8 @@ class Generator(Generic[S]):
         they may be others."""
         while True:
             serves, form = self._sessions.version(request.model), self._sessions.form(request.model)
+            if request.deployment not in ("", serves):
+                raise Unavailable(f"another version of model {request.model!r} serves by now: ask again")
             running = await self._read_for(form, request, began, until)
             if serves == self._sessions.version(request.model):
                 return running

@@ -54,6 +54,7 @@ class GenerationRequest:
         special: whether the tokenizer puts special tokens around the prompt; one that a chat template has
             written has them already.
         priority: among those of the model that wait for a trip; 1 goes first, PRIORITIES last, 0 is PRIORITY.
+        deployment: the one that it is for, as `Generator.deployment` names it; "": whichever serves.
 
     The others are `core/generation/sampling.py`'s.
     """
@@ -72,6 +73,7 @@ class GenerationRequest:
     special: bool = True
     inputs: Mapping[str, Array] = field(default_factory=dict)
     priority: int = 0
+    deployment: str = ""
 
     def sampling(self, seed: int) -> Sampling:
         """How tokens are chosen, with `seed` where the request names none."""

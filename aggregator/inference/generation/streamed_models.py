@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,7 @@ class StreamedDecoder:
         self._generator = generator
         self._decoder = decoder
         self._served = served
+        self._deployment = generator.deployment(decoder)
 
     @property
     def name(self) -> str:
@@ -150,7 +151,9 @@ class StreamedDecoder:
         raise Unimplemented(f"model '{self.name}' answers token by token; ask it with ModelStreamInfer")
 
     async def stream(self, request: CheckedRequest) -> AsyncGenerator[ModelAnswered]:
+        # Of the version that is asked, and that answers say: not of one that has come to serve meanwhile.
         asked = _generation(self._decoder, request, bool(self._served.arrays))
+        asked = replace(asked, deployment=self._deployment)
         apart = request.parameters.get(_EMPTY_FINAL) is True
         async with aclosing(self._generator.generate(asked, request.caller, request.seconds)) as events:
             async for event in events:

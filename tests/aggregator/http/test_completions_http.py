@@ -159,6 +159,21 @@ def test_a_template_that_means_no_good_is_ended(made, monkeypatch):
     made.run(scenario)
 
 
+def test_a_chat_written_for_one_version_is_not_another_ones_prompt(made):
+    """The other one's template may be another."""
+
+    async def scenario(port):
+        serves = iter(("small-0", "small-1"))
+        made.sessions.version = lambda model: next(serves)
+        asked = {"model": "small", "messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
+        answer = await port.post("/v1/chat/completions", json=asked)
+        assert answer.status == 503
+        assert "another version of model 'small' serves by now: ask again" in answer.json["error"]["message"]
+        assert not made.sessions.opened
+
+    made.run(scenario)
+
+
 def test_a_chat_without_a_template_is_plain(made):
     async def scenario(port):
         prompt = "user: hello\nassistant:"

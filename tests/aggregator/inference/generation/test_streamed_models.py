@@ -25,7 +25,13 @@ from aggregator.inference.protocol.data_plane import DataPlane
 from aggregator.inference.protocol.statistics import InferenceCounts
 from aggregator.inference.protocol.streaming import RequestStream
 from aggregator.observe.metrics import Metrics
-from edge_attention.core.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from edge_attention.core.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    Unimplemented,
+)
 from edge_attention.core.generation.sampling import Sampling
 from edge_attention.core.messages.inference import GenerateRequest
 from edge_attention.core.messages.open_inference import InferenceRequest, NamedTensor, TensorMetadata
@@ -279,3 +285,19 @@ def test_whoever_ends_a_generation_it_is_told(tmp_path):
 
     asyncio.run(run())
     assert told == [("small", 5), ("small", None), ("small", None)]
+
+
+def test_answers_are_of_the_version_that_they_say(tmp_path):
+    async def run():
+        asked, _, sessions, _ = parts(tmp_path, True)
+        model = asked.require("small.generate", "3")
+        sessions.version = lambda model: "small-4"
+        checked = SimpleNamespace(
+            feeds={"text_input": text_of(PROMPT).data}, parameters={}, priority=0, caller="me", seconds=60.0,
+            outputs=("output_ids",),
+        )  # fmt: skip
+        with pytest.raises(Unavailable, match="another version of model 'small' serves by now: ask again"):
+            [answer async for answer in model.stream(checked)]
+        assert not sessions.opened
+
+    asyncio.run(run())
