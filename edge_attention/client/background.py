@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import math
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from edge_attention.client.forks import on_fork, pending
+from edge_attention.client.forks import on_fork, pending, stands_still, was_forked
 from edge_attention.core.errors import FailedPrecondition
 
 T = TypeVar("T")
@@ -22,6 +25,8 @@ EXIT_SECONDS = 2.0
 """What closing what was left open may take when the program ends."""
 JOIN_SECONDS = 10.0
 """What a stopped loop's thread is waited for."""
+STILL_SECONDS = 15.0
+"""In a forked child: a loop that turns no more for so long does not turn again."""
 
 
 class Background:
@@ -35,6 +40,8 @@ class Background:
         self._mutex = threading.RLock()
         self._pid = os.getpid()
         self._over = False
+        self._still = False
+        """Forked, and the loop turns no more."""
         self._ends: dict[object, Closing] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -98,7 +105,8 @@ class Background:
         """The coroutine's result; an interruption (Ctrl-C) cancels it.
 
         Raises:
-            FailedPrecondition: called from a callback on the loop's own thread, which would wait forever.
+            FailedPrecondition: called from a callback on the loop's own thread, which would wait forever; or
+                in a forked child in which gRPC stands still.
             TimeoutError: after `timeout` seconds.
         """
         self.stand_still()
@@ -110,9 +118,12 @@ class Background:
                 if loop is None
                 else "a client cannot be called from its own callback; hand the work to another thread"
             )
+        if self._still:
+            coroutine.close()
+            raise stands_still()
         future = asyncio.run_coroutine_threadsafe(coroutine, loop)
         try:
-            return future.result(timeout)
+            return future.result(timeout) if not was_forked() else self._watched(future, loop, timeout)
         except BaseException:
             future.cancel()
             self.stand_still()
@@ -121,6 +132,25 @@ class Background:
             # It has the error, whose traceback has this frame: as garbage in a cycle they would keep the call
             # that failed, and gRPC dialling for it, also after the client is closed.
             del future
+
+    def _watched(self, future: Future[T], loop: asyncio.AbstractEventLoop, timeout: float | None) -> T:
+        """As `future.result(timeout)`, in a forked child, where gRPC may stand still and the loop with it.
+
+        Raises:
+            FailedPrecondition: it does.
+        """
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                return future.result(min(STILL_SECONDS, max(until - time.monotonic(), 0.0)))
+            except TimeoutError:
+                if future.done() or time.monotonic() >= until:
+                    raise
+            turns = threading.Event()
+            loop.call_soon_threadsafe(turns.set)
+            if not turns.wait(STILL_SECONDS):
+                self._still = True
+                raise stands_still()
 
     def stand_still(self) -> None:
         """Never returns to a daemon thread of a program that ends, whose call was cut off by that.
@@ -158,7 +188,7 @@ class Background:
     def _join(self, seconds: float) -> None:
         """Wait for the thread of a loop that was stopped."""
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and thread is not threading.current_thread() and not self._still:
             thread.join(seconds)
 
     def _end_left(self) -> None:

@@ -24,13 +24,23 @@ from typing import Any
 
 from edge_attention.core.errors import FailedPrecondition
 
-__all__ = ["closed", "on_fork", "opened", "pending", "refuse_after_fork", "refuse_in_child"]
+__all__ = [
+    "closed",
+    "on_fork",
+    "opened",
+    "pending",
+    "refuse_after_fork",
+    "refuse_in_child",
+    "stands_still",
+    "was_forked",
+]
 
 _POLLER = "(_poll_wrapper)"
 """How the name of the thread ends that gRPC's asyncio part has while it has a channel."""
+_SPAWN = "start processes anew: multiprocessing.get_context('spawn')"
 _REMEDY = (
     "make the client in the process that uses it, with none open in its parent when it is forked (close it "
-    "before), or start processes anew: multiprocessing.get_context('spawn')"
+    f"before), or {_SPAWN}"
 )
 
 END_SECONDS = 1.0
@@ -44,6 +54,7 @@ _closed = -math.inf
 _kept: list[Any] = []
 _live = False
 _broken = False
+_child = False
 
 
 def on_fork(inherited: Callable[[], list[Any]]) -> None:
@@ -66,6 +77,20 @@ def refuse_after_fork() -> None:
             f"no client can be made in process {os.getpid()}: it was forked while its parent had a client "
             f"(or another channel of grpc.aio) open, which gRPC does not survive; {_REMEDY}"
         )
+
+
+def was_forked() -> bool:
+    """Whether this process is a forked child of one that had loaded this module."""
+    return _child
+
+
+def stands_still() -> FailedPrecondition:
+    """What to raise where gRPC answers nobody any more, not even at a call's deadline."""
+    return FailedPrecondition(
+        f"gRPC stands still in process {os.getpid()}, which was forked: it may, even with none of its "
+        "clients open in "
+        f"the parent; end this process and fork another, or better {_SPAWN}"
+    )
 
 
 def opened() -> None:
@@ -101,8 +126,8 @@ def _before() -> None:
 
 
 def _in_child() -> None:
-    global _broken
-    _broken = _broken or _live
+    global _broken, _child
+    _broken, _child = _broken or _live, True
     _kept.extend([inherited() for inherited in _inherited])
     # Nor at the interpreter's end, which empties every module.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(_kept))

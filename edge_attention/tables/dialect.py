@@ -87,6 +87,8 @@ def find_dialect(path: Path, options: TableOptions) -> CsvDialect:
     rest = sample[comments[0] :]
     lines = [text for _, text in rest]
     if not lines or not any(text.strip() for text in lines):
+        if not path.stat().st_size:
+            raise InvalidArgument(f"{path.name} is empty: a header and a row are needed")
         raise InvalidArgument(
             f"{path.name}, line {sample[0][0] if sample else 1}: a header with a name for each column is "
             "needed"

@@ -30,10 +30,12 @@ def read_table(path: Path, options: TableOptions | None = None, *, private: bool
     """
     options = options or TableOptions()
     reader = _reader(path.suffix.lower())
-    if reader is None:
-        raise InvalidArgument(f"{path.name} is none of .npz, .csv, .tsv, .txt, .parquet")
+    if path.is_dir():
+        raise InvalidArgument(f"{path} is a folder; name a file in it")
     if path.exists() and not path.is_file():
         raise InvalidArgument(f"{path} is no file")
+    if reader is None:
+        raise InvalidArgument(f"{path} is none of .npz, .csv, .tsv, .txt, .parquet, by the end of its name")
     try:
         table = reader(path, options)
     except InvalidArgument:

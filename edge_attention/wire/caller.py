@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import secrets
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
@@ -37,6 +38,9 @@ R = TypeVar("R")
 
 TRIES = 6
 """A call whose request or answer comes damaged is made so often in all, at once, within its deadline."""
+
+LATE_SECONDS = 5.0
+"""So long after a call's deadline gRPC is late with saying so, which it is only where it stands still."""
 
 EXPLAIN_SECONDS = 5.0
 """What finding out why nobody can be reached takes at most."""
@@ -107,11 +111,13 @@ class Caller:
             watch = self._lines.watch(line, ends.quiet)
             try:
                 with line.using(call, again):
-                    answer: bytes = await call
+                    answer = await _answer(call, ends)
                 line.hear()
                 return answer
             except (grpc.RpcError, grpc.aio.BaseError, asyncio.CancelledError) as error:
                 raise await self._failure(error, ends, line) from None
+            except TimeoutError:
+                raise self._still() from None
             finally:
                 watch.stop()
                 del call  # an error that is kept keeps this frame, and gRPC dials while there is a call
@@ -146,7 +152,7 @@ class Caller:
             try:
                 call = self._call(line, method)(raw(), timeout=ends.left, metadata=metadata)
                 with line.using(call, again):
-                    answer: bytes = await call
+                    answer = await _answer(call, ends)
                 line.hear()
                 return answer
             except (grpc.RpcError, grpc.aio.BaseError, asyncio.CancelledError) as error:
@@ -155,6 +161,8 @@ class Caller:
                     # A write that fails hides that too.
                     failure = DeadlineExceeded(f"{self._where} did not answer in time")
                 raise failure from None
+            except TimeoutError:
+                raise failed[0] if failed else self._still() from None
             finally:
                 watch.stop()
                 del call
@@ -249,6 +257,12 @@ class Caller:
     def _call(self, line: Line, method: AnyMethod) -> Any:
         return line.method(method)
 
+    def _still(self) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"{self._where} did not answer in time, and gRPC did not end the call: it stands still in "
+            f"process {os.getpid()}, as it may after a fork; start another"
+        )
+
     def _told(self) -> Metadata:
         return (*self._metadata(), (SEALED_KEY, "1"))
 
@@ -286,6 +300,18 @@ class Caller:
 async def _encoded(method: AnyMethod, requests: Any) -> AsyncIterator[bytes]:
     async for request in requests:
         yield method.request.encode(request)
+
+
+async def _answer(call: Awaitable[bytes], ends: _Ends) -> bytes:
+    """The call's answer. gRPC ends it at its deadline by itself, unless it stands still.
+
+    Raises:
+        TimeoutError: it does.
+    """
+    if (left := ends.left) is None:
+        return await call
+    async with asyncio.timeout(left + LATE_SECONDS):
+        return await call
 
 
 def _cancelling() -> bool:

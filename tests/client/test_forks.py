@@ -287,3 +287,25 @@ def test_a_fork_right_after_the_last_client_was_closed_waits_for_grpc_s_thread(m
     forks._before()
     assert not forks._live
     assert not poller.is_alive()
+
+
+def test_a_call_in_a_child_whose_loop_turns_no_more_ends_with_what_to_do(forked):
+    """As gRPC leaves it, once in some 900 forks; here something else holds the loop."""
+    ended = forked("""
+from edge_attention.client import background
+
+background.STILL_SECONDS = 0.5
+
+def held():
+    client = Client(address)
+    names(client)
+    async def hold():
+        time.sleep(SECONDS)
+    asyncio.run_coroutine_threadsafe(hold(), background.BACKGROUND._loop)
+    return said(lambda: names(client)), said(client.close)
+
+print(child(held))
+""")
+    (line,) = ended.lines
+    assert line.count("FailedPrecondition: gRPC stands still in process ") == 2
+    assert "get_context('spawn')" in line

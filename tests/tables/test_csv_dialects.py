@@ -179,7 +179,7 @@ def test_grouped_or_decimal_is_for_the_operator_to_say(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "line 1: a header"),
+        ("", "is empty: a header and a row are needed"),
         ("\n\n", "line 1: a header"),
         ("id,a,b\n", "no rows below line 1"),
         ("a,b\n1,2\n1,2,3\n", "line 3: 3 values under 2 columns"),
@@ -301,3 +301,22 @@ def test_the_places_of_many_columns_of_one_name_are_counted(tmp_path):
     file = tmp_path / "d.csv"
     file.write_text("a," * 5_000 + "b\n" + "1," * 5_000 + "2\n")
     assert read_table(file).set_aside["a"] == "columns 1, 2, 3, 4, 5, 6, 7, 8 and 4,992 more are called so"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", r"{} is a folder; name a file in it"),
+        ("folder.csv", r"{}/folder.csv is a folder; name a file in it"),
+        ("empty.csv", r"empty.csv is empty: a header and a row are needed"),
+        ("rows", r"{}/rows is none of .npz, .csv, .tsv, .txt, .parquet, by the end of its name"),
+        ("none.csv", "none.csv cannot be read: No such file or directory"),
+    ],
+)
+def test_what_is_no_table_is_said_by_its_path(tmp_path, name, said):
+    (tmp_path / "folder.csv").mkdir()
+    for file in ("empty.csv", "rows"):
+        (tmp_path / file).touch()
+    with pytest.raises(InvalidArgument) as raised:
+        read_table(tmp_path / name)
+    assert said.format(tmp_path) in str(raised.value)
