@@ -23,6 +23,7 @@ class NodeTold:
         at_once: how many of its machine's nodes that one was measured to compute for at their full speed; 0:
             it was not.
         latency: seconds one way of a small message.
+        cold: seconds that a call takes more where the node computes for long.
         down, up: bytes a second; 0: not measured.
         measured: whether any of it was, lately.
     """
@@ -40,6 +41,7 @@ class NodeTold:
     up: float = 0.0
     measured: bool = False
     call_seconds: float = 0.0
+    cold: float = 0.0
 
 
 @dataclass(frozen=True)

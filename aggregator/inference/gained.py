@@ -84,7 +84,10 @@ def links_of(nodes: Sequence[NodeTold], hub: HubTold = HubTold()) -> BoxLinks:  
     """How they are reached."""
     together = hub.bandwidth or math.inf
     links = BoxLinks(
-        {node.name: BoxLink(node.latency, node.down or math.inf, node.up or math.inf) for node in nodes},
+        {
+            node.name: BoxLink(node.latency, node.down or math.inf, node.up or math.inf, cold=node.cold)
+            for node in nodes
+        },
         BoxLink(0.0, together, together, hub.bandwidth if hub.both else 0.0),
         request_seconds=hub.request_seconds,
     )

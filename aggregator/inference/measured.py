@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aggregator.inference.cut_request import HubTold, NodeTold
-from edge_attention.core.placement.cuts.boxes import BoxLinks, ComputeBox
+from edge_attention.core.placement.cuts.boxes import BoxLink, BoxLinks, ComputeBox
 from edge_attention.core.placement.cuts.costs import LayerWork
 from edge_attention.core.placement.cuts.measured_lines import HALF_LIFE
 from edge_attention.core.placement.cuts.measures import FleetMeasures
-from edge_attention.core.placement.cuts.trips import unshared_seconds
+from edge_attention.core.placement.cuts.trips import StepErrand, trip_seconds, unshared_seconds
 
 if TYPE_CHECKING:  # the process apart, which writes WORK_FILE, needs no engine
     from aggregator.inference.measuring import NodeTimes
@@ -141,7 +141,7 @@ class NodeMeasures:
             links = False
         computed: dict[str, list[tuple[float, float]]] = {}
         beside: dict[str, list[tuple[int, float]]] = {}
-        called: dict[str, list[tuple[float, float, float]]] = {}
+        called: dict[str, list[tuple[float, float, float, float]]] = {}
         for asked in steps.values():
             for machine in self._by_machine(work, asked, threads):
                 self._computed(machine, computed, beside)
@@ -208,18 +208,27 @@ class NodeMeasures:
                 computed.setdefault(one.node, []).append((expected, took))
 
     def _called(
-        self, asked: Sequence[SegmentRun], called: dict[str, list[tuple[float, float, float]]]
+        self, asked: Sequence[SegmentRun], called: dict[str, list[tuple[float, float, float, float]]]
     ) -> None:
-        """What a step took beside computing: its last call, without what the others made it wait."""
+        """What a step took beside computing: its last call, without what the others made it wait.
+
+        That is what the step would take if all links were nothing, by the very rule that it is predicted by.
+        """
         last = max(asked, key=lambda one: one.seconds)
-        size = sum(one.sent + one.received for one in asked)
-        waited = len(asked) * NO_LINKS.call_seconds
-        waited += size * (NO_LINKS.byte_seconds + self._measures.shared_byte)
         longest = max(one.run for one in asked)
         # Of parts alike it is chance who computed longest; one that did little was late by its link.
-        computed = longest if last.run >= ALIKE * longest else last.run
-        way = max(last.seconds - computed - waited, SHORTEST_WAY)
-        called.setdefault(last.node, []).append((last.sent, last.received, way))
+        most = longest if last.run >= ALIKE * longest else last.run
+        errands = [
+            StepErrand(ComputeBox(one.node, 1.0), min(one.run, most), one.sent, one.received) for one in asked
+        ]
+        way = max(last.seconds - trip_seconds(errands, self._no_links()), SHORTEST_WAY)
+        called.setdefault(last.node, []).append((last.sent, last.received, last.run, way))
+
+    def _no_links(self) -> BoxLinks:
+        """The aggregator with links that take no time."""
+        each = self._measures.shared_byte
+        hub = BoxLink(0.0, 1 / each, 1 / each) if each else BoxLink()
+        return replace(NO_LINKS, hub=hub, trip_seconds=0.0)
 
     def _links(self) -> BoxLinks:
         return self._measures.links(NO_LINKS)
@@ -260,15 +269,16 @@ class NodeMeasures:
                 for near, far in pairwise((one.alone.empty, one.alone.down, one.alone.echo))
             )
             self._measures.skewed(node, up / down, now)
-            for took, to, back in (
-                (one.alone.way, 0, 0),
-                (one.alone.down, size, 0),
-                (one.alone.echo, size, size),
+            for took, to, back, run in (
+                (one.alone.way, 0, 0, one.alone.compute),
+                (one.alone.empty, 0, 0, 0.0),
+                (one.alone.down, size, 0, 0.0),
+                (one.alone.echo, size, size, 0.0),
             ):
                 # What is stated of the aggregator's processor is more than a quick one takes.
                 here = min(call + (to + back) * byte, took / 2)
                 way = took - here - (to + back) * shared
-                self._measures.called(node, [(to, back, max(way, SHORTEST_WAY))], now)
+                self._measures.called(node, [(to, back, run, max(way, SHORTEST_WAY))], now)
             self._known[node] = now
         self.changes += 1
 
@@ -313,6 +323,7 @@ class NodeMeasures:
             slowness=box.slowness,
             call_seconds=box.call_seconds,
             latency=link.latency,
+            cold=link.cold,
             down=0.0 if link.down == inf else link.down,
             up=0.0 if link.up == inf else link.up,
             at_once=self._measures.at_once(node.name),

@@ -19,7 +19,7 @@ from aggregator.inference.measured import WORK_FILE, NodeMeasures, stated_box, w
 from aggregator.inference.measures_file import MeasuresFile
 from aggregator.inference.measuring import MOVED, NodeTimes, TripTimes
 from aggregator.inference.model_answer import SegmentRun
-from edge_attention.core.placement.cuts.boxes import BoxLinks
+from edge_attention.core.placement.cuts.boxes import BoxLinks, forgotten
 from edge_attention.core.placement.cuts.costs import LayerWork
 from edge_attention.core.placement.cuts.measured_lines import HALF_LIFE
 from edge_attention.core.placement.cuts.trips import StepErrand, trip_seconds
@@ -204,7 +204,8 @@ def test_where_bytes_take_less_than_a_trip_of_none_no_way_is_taken_for_slower(do
         run = SegmentRun(0, 0, "a", 0.01, 0.01 + call + 1.3e-3, 50_000, 100_000)
         measures.ran(WORK, [run], {"a": 2}, float(now))
     told = measures.told(NODES[0])
-    way = 2 * told.latency + sum(size / speed for size, speed in ((5e4, told.down), (1e5, told.up)) if speed)
+    way = 2 * told.latency + told.cold * forgotten(0.01)
+    way += sum(size / speed for size, speed in ((5e4, told.down), (1e5, told.up)) if speed)
     assert way == pytest.approx(1.3e-3 - 1.5e5 * BoxLinks().byte_seconds, rel=0.25)
     assert told.up == told.down or 0.3 < told.up / told.down < 3
 

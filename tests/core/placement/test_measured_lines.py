@@ -58,36 +58,6 @@ def test_more_is_never_predicted_to_take_less(
     assert line.at(min(one, other)) <= line.at(max(one, other))
 
 
-ways = st.floats(0.8e-3, 1.6e-3)
-
-
-@given(st.tuples(ways, ways, ways), st.lists(st.tuples(st.floats(0, 4e6), ways), max_size=30))
-def test_what_costs_about_the_same_whatever_it_is_is_never_taken_for_less(
-    measured_first: tuple[float, float, float], given: list[tuple[float, float]]
-) -> None:
-    """Ways over a link that bytes hardly slow: by chance a few more bytes often take a little less."""
-    given = [*zip((0.0, 1e6, 2e6), measured_first, strict=True), *given]
-    line = measured(given, FittedLine(1e-3, 0.0), 1024.0).line
-    for amount in (0.0, *(amount for amount, _ in given)):
-        assert 0.8 * min(took for _, took in given) <= line.at(amount) <= 1.2 * max(took for _, took in given)
-
-
-@given(st.floats(-1e-3, 1e-3), st.floats(1e-4, 1e-2))
-def test_a_link_is_predicted_alike_whether_more_took_a_little_more_or_a_little_less(
-    slope: float, took: float
-) -> None:
-    sizes = [0.0, 5e4, 1e5, 1e6, 2e6]
-    up, down = (
-        measured(
-            [(size, took * (1 + sign * abs(slope) * n)) for n, size in enumerate(sizes)] * 5, before, 1024.0
-        )
-        for before in (FittedLine(1e-3, 0.0),)
-        for sign in (1, -1)
-    )
-    for size in sizes:
-        assert up.line.at(size) == pytest.approx(down.line.at(size), rel=0.02)
-
-
 @given(amounts, seconds)
 def test_what_takes_longer_makes_none_of_its_size_quicker(amount: float, took: float) -> None:
     line = measured([(amount, took)] * 3)

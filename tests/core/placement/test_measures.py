@@ -41,7 +41,9 @@ def test_measured_links_take_the_place_of_stated_ones() -> None:
     assert fleet.links(stated) == stated, "no link of which anything is known"
     fleet.skewed("a", 4.0, 0.0)
     for _ in range(40):
-        fleet.called("a", [(0, 0, 0.004), (1_000_000, 0, 0.104), (1_000_000, 1_000_000, 0.504)], 0.0)
+        fleet.called(
+            "a", [(0, 0, 0, 0.004), (10**6, 0, 0, 0.104), (10**6, 10**6, 0, 0.504), (0, 0, 1, 0.0045)], 0.0
+        )
         fleet.requested(0.001 + 0.0005, 1, 0.0)
         fleet.requested(0.001 + 8 * 0.0005, 8, 0.0)
     links = fleet.links(stated)
@@ -49,6 +51,7 @@ def test_measured_links_take_the_place_of_stated_ones() -> None:
     assert link.latency == pytest.approx(0.002, rel=0.02)
     assert link.down == pytest.approx(1e7, rel=0.02)
     assert link.up == pytest.approx(2.5e6, rel=0.02)
+    assert link.cold == pytest.approx(0.0005, rel=0.1)
     assert link.medium == "air"
     assert links.request_seconds == pytest.approx(0.001, rel=0.1)
     assert links.trip_seconds == pytest.approx(0.0005, rel=0.1)
@@ -63,7 +66,7 @@ def test_nonsense_changes_nothing() -> None:
     fleet = FleetMeasures()
     fleet.computed("a", [(1.0, 0.0), (0.0, 1.0)], 0.0)
     fleet.segment("a", "g", -1.0, 0.0)
-    fleet.called("a", [(0, 0, 0.0), (-1, 0, 1.0), (0, -1, 1.0)], 0.0)
+    fleet.called("a", [(0, 0, 0, 0.0), (-1, 0, 0, 1.0), (0, -1, 0, 1.0), (0, 0, -1, 1.0)], 0.0)
     fleet.requested(0.0, 1, 0.0)
     fleet.requested(1.0, 0, 0.0)
     fleet.shared(0.0, True, 0.0)

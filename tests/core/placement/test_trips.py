@@ -36,6 +36,16 @@ def test_an_answer_over_a_slow_link_holds_up_no_other() -> None:
 FREE = BoxLinks(byte_seconds=0.0, call_seconds=0.0, trip_seconds=0.0)
 
 
+def test_who_waited_long_takes_up_an_answer_late() -> None:
+    """Thirteen short steps are less late than their computing in one would be thirteen times."""
+    links = replace(FREE, of={"a": BoxLink(cold=1e-3)})
+    late = [trip_seconds([StepErrand(ComputeBox("a", 1.0), s, 0, 0)], links) - s for s in (0, 1e-3, 1e-2, 1)]
+    assert late == sorted(late)
+    assert late[0] == pytest.approx(0.0, abs=1e-9)
+    assert late[1] == pytest.approx(0.2e-3)
+    assert late[3] == pytest.approx(1e-3, rel=0.01)
+
+
 def test_boxes_of_one_machine_share_it_while_both_are_at_work() -> None:
     # Two computers for one and a half of them: the first is done at 1 / 0.75, then the other goes on alone.
     assert shared_seconds([3.0, 1.0], 1.5) == pytest.approx([1 / 0.75 + 2.0, 1 / 0.75])

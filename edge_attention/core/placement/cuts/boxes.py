@@ -15,13 +15,21 @@ from dataclasses import dataclass, field
 
 from edge_attention.core.placement.cuts.costs import LayerWork
 
-__all__ = ["HALF_ROWS", "BoxLink", "BoxLinks", "ComputeBox"]
+__all__ = ["HALF_ROWS", "BoxLink", "BoxLinks", "ComputeBox", "forgotten"]
 
 HALF_ROWS = 8.0
 """Rows of a matrix product at which half of a box's speed is lost: 32 rows lose a fifth of it."""
 
 MOVED_A_FLOP = 0.28
 """Bytes that other operators move while products do a flop, most of them in caches (measured on x86)."""
+
+FORGETTING = 4e-3
+"""Seconds of computing after which half of what processes that wait had in caches is not there any more."""
+
+
+def forgotten(run: float) -> float:
+    """How much of it, from 0 to 1, while a box computes for `run` seconds."""
+    return run / (run + FORGETTING)
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,8 @@ class BoxLink:
         up: bytes a second to it.
         both: bytes a second in all with a transfer each way at once; 0: each keeps its own.
         medium: links of one medium (a Wi-Fi) share it; empty: a cable of its own.
+        cold: seconds that a call takes more where the box computes for long: whoever waits for it goes on
+            with caches that have forgotten (`forgotten`).
     """
 
     latency: float = 0.0
@@ -81,9 +91,10 @@ class BoxLink:
     up: float = math.inf
     both: float = 0.0
     medium: str = ""
+    cold: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (self.latency >= 0 and self.down > 0 and self.up > 0 and self.both >= 0):
+        if not (self.latency >= 0 and self.down > 0 and self.up > 0 and self.both >= 0 and self.cold >= 0):
             raise ValueError(f"{self}: a latency is 0 or more, bandwidths are above 0")
 
     def busy(self, down: float, up: float) -> float:

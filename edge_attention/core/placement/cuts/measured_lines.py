@@ -8,9 +8,7 @@ Points are gathered by amount, a factor of two to a bin, so that many small ones
 ones. A bin keeps a mean that forgets, and to which what is far off counts little, as a box that was
 disturbed for a while. The line is the least squares of the bins, of relative errors. What it was taken for
 before anything was measured counts where nothing else says anything: its `fixed`, while all points are of
-one size; its `each`, while there is none. Where more took less, which is chance, what was taken to grow is in
-proportion beyond its `fixed`, and what was taken to cost the same whatever it is costs their mean: a link on
-which a byte takes no time that can be told is no quicker for it.
+one size; its `each`, while there is none.
 """
 
 from __future__ import annotations
@@ -191,9 +189,7 @@ def _fit(bins: Iterable[_Bin], before: FittedLine, most_fixed: float) -> FittedL
                 if found > most and with_most > 0:
                     return FittedLine(most, with_most)
             return FittedLine(found, each)
-        if each <= 0 and not before.each:
-            return FittedLine(y_sum / count, 0.0)
         if each <= 0:
-            # Nothing is known but how long all of them take.
+            # More would take less: that is chance, so nothing is known but how long all of them take.
             return FittedLine(fixed, (xy_sum - fixed * x_sum) / xx_sum)
     return FittedLine(0.0, xy_sum / xx_sum)

@@ -2,8 +2,8 @@
 
 Pure: whoever measures says when. Of a box it keeps two lines (measured_lines.py): seconds of a segment by
 what its work should take, so that what one model's segments took says something of a plan that nothing has
-run yet; and seconds of a call beside that, by bytes. Of requests a third: what they take beside their calls,
-by steps.
+run yet; and seconds of a call beside that, by bytes and by how long it computed (measured_ways.py). Of
+requests a third: what they take beside their calls, by steps.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from edge_attention.core.placement.cuts.boxes import BoxLink, BoxLinks, ComputeBox
 from edge_attention.core.placement.cuts.measured_lines import DecayedMean, FittedLine, MeasuredLine
+from edge_attention.core.placement.cuts.measured_ways import MeasuredWays
 
 __all__ = ["MOST_SEGMENTS", "FleetMeasures"]
 
@@ -25,8 +26,8 @@ MOST_CALL = 8.0
 """Times the seconds that a call is taken to cost before it was measured, and more on a slow box: at most."""
 SEGMENT_BEFORE = FittedLine(0.3e-3, 1.0)
 """Seconds of a segment by what its work should take, as on a daemon of this project on a x86 core."""
-WAY_BEFORE = FittedLine(1.0e-3, 0.0)
-"""Seconds of a call and its answer by bytes, on loopback."""
+WAY_BEFORE = 1.0e-3
+"""Seconds of a call and its answer, on loopback."""
 REQUEST_BEFORE = FittedLine(0.3e-3, 0.3e-3)
 """Seconds of a request beside its calls, by steps."""
 
@@ -38,7 +39,7 @@ _MOST_SKEW = 6.0
 @dataclass
 class _BoxMeasures:
     segments: MeasuredLine = field(default_factory=lambda: MeasuredLine(SEGMENT_BEFORE, 1e-5, MOST_CALL))
-    way: MeasuredLine = field(default_factory=lambda: MeasuredLine(WAY_BEFORE, 1024.0))
+    way: MeasuredWays = field(default_factory=lambda: MeasuredWays(WAY_BEFORE))
     """By bytes down and, as many times as long as one takes more there, up."""
     skew: DecayedMean | None = None
     """The logarithm of that."""
@@ -68,13 +69,13 @@ class FleetMeasures:
         if found:
             self._of(box).segments.add(found, now)
 
-    def called(self, box: str, calls: Iterable[tuple[float, float, float]], now: float) -> None:
-        """Calls of one request and their answers: bytes down, bytes up, seconds without the box's own."""
-        found = [call for call in calls if call[0] >= 0 and call[1] >= 0 and call[2] > 0]
+    def called(self, box: str, calls: Iterable[tuple[float, float, float, float]], now: float) -> None:
+        """Calls of one request and their answers: bytes down, bytes up, the box's seconds, those beside."""
+        found = [call for call in calls if min(call[:3]) >= 0 and call[3] > 0]
         if found:
             of = self._of(box)
             skew = math.exp(of.skew.value if of.skew else 0.0)
-            of.way.add([(down + skew * up, seconds) for down, up, seconds in found], now)
+            of.way.add([(down + skew * up, run, seconds) for down, up, run, seconds in found], now)
 
     def skewed(self, box: str, times: float, now: float) -> None:
         """A byte from the box takes so many times as long as one to it."""
@@ -155,14 +156,15 @@ class FleetMeasures:
         link, found = stated.to(box), self._boxes.get(box)
         if found is None or not found.way.measured:
             return link
-        line = found.way.line
+        way = found.way.fit
         skew = math.exp(found.skew.value if found.skew else 0.0)
         return BoxLink(
-            line.fixed / 2,
-            1 / line.each if line.each else math.inf,
-            1 / (skew * line.each) if line.each else math.inf,
+            way.fixed / 2,
+            1 / way.each if way.each else math.inf,
+            1 / (skew * way.each) if way.each else math.inf,
             link.both,
             link.medium,
+            way.cold,
         )
 
     def links(self, stated: BoxLinks) -> BoxLinks:
@@ -213,7 +215,7 @@ class FleetMeasures:
         """
         found = _BoxMeasures()
         found.segments.restore(_aged(data["segments"], aged), now)
-        found.way.restore(_aged(data["way"], aged), now)
+        found.way.restore(data["way"], aged, now)
         found.skew = _restored(data["skew"], aged, now)
         found.beside = _restored(data["beside"], aged, now)
         self._boxes[box] = found
@@ -233,9 +235,9 @@ class FleetMeasures:
         if slow is not None:
             found.segments.add([(_MEANT_FOR, math.exp(slow.value) * _MEANT_FOR)], slow.at)
         if late is not None:
-            found.way.add([(0.0, 2 * late.value + WAY_BEFORE.fixed)], late.at)
+            found.way.add([(0.0, 0.0, 2 * late.value + WAY_BEFORE)], late.at)
         if down is not None and down.value > 0:
-            found.way.add([(2**20, 2**20 * down.value + WAY_BEFORE.fixed)], down.at)
+            found.way.add([(2**20, 0.0, 2**20 * down.value + WAY_BEFORE)], down.at)
         if down is not None and up is not None and min(down.value, up.value) > 0:
             found.skew = DecayedMean(math.log(up.value / down.value), 1.0, up.at)
         self._boxes[box] = found

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edge_attention.core.placement.cuts.boxes import BoxLinks, ComputeBox
+from edge_attention.core.placement.cuts.boxes import BoxLinks, ComputeBox, forgotten
 
 __all__ = ["StepErrand", "computing", "shared_seconds", "trip_seconds", "unshared_seconds"]
 
@@ -49,7 +49,7 @@ def trip_seconds(errands: Sequence[StepErrand], links: BoxLinks) -> float:
         came = max(sent + carried, free.get(key, 0.0) + errand.down / link.down)
         free[key] = came
         latency = hub.latency + link.latency
-        end = came + latency + seconds
+        end = came + latency + seconds + link.cold * forgotten(seconds)
         done.append((end, latency, errand))
     taken, last = sent + max(shares, default=0.0) if hub.both else 0.0, 0.0
     air: dict[str, float] = {}
