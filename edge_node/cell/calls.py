@@ -203,9 +203,7 @@ class KnownGraph:
         for name, placed in zip(outputs, types, strict=True):
             if placed.nbytes < LARGE:
                 continue
-            self._learned[shapes, name] = placed
-            while len(self._learned) > _LEARNED * len(self.outputs):
-                del self._learned[next(iter(self._learned))]
+            keep(self._learned, (shapes, name), placed, _LEARNED * len(self.outputs))
 
 
 def _heard(channel: Channel, stop: Stoppable, *expected: CellKind) -> Message:

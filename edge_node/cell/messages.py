@@ -265,11 +265,11 @@ def encoded(head: dict[str, Any]) -> bytes:
     return json.dumps(head).encode()
 
 
-def keep(kept: dict[K, V], key: K, value: V) -> None:
-    """`kept[key] = value`; of more than KEPT the oldest goes."""
+def keep(kept: dict[K, V], key: K, value: V, most: int = KEPT) -> None:
+    """`kept[key] = value`; of more than `most` the oldest goes. Lanes may do so at the same time."""
     kept[key] = value
-    if len(kept) > KEPT:
-        del kept[next(iter(kept))]
+    if len(kept) > most:
+        kept.pop(list(kept)[0], None)  # noqa: RUF015  (a copy in one step: others change it meanwhile)
 
 
 def names_of(value: Any) -> list[str]:
