@@ -58,7 +58,7 @@ test-kills: .venv/dev ## kill -9 of nodes and the aggregator at 40 random moment
 	$(BIN)/python -m tests.faults.models --moments $(or $(MOMENTS),40) --requests $(or $(REQUESTS),400) --plan $(or $(PLAN),tokens)
 	$(BIN)/python -m tests.faults.deploying --moments $(or $(DEPLOYMENTS),12)
 
-test-callers: .venv/dev ## Callers that cancel, are late, hang up and ask again by all doors while nodes are killed, each answer looked at; SECONDS=, KILLS=, SEED=.
+test-callers: .venv/dev ## Callers that cancel, are late, hang up and ask again by all doors while nodes and cells are killed or stand still, each answer looked at; SECONDS=, KILLS=, SEED=.
 	$(BIN)/python -m tests.faults.callers --seconds $(or $(SECONDS),600) --kills $(or $(KILLS),40) --seed $(or $(SEED),0)
 
 test-cuts: .venv/dev ## Random transformers by random plans in random uneven parts, against the whole; EXAMPLES=500.

@@ -18,4 +18,6 @@ def test_each_answer_that_comes_is_its_own_and_nothing_stays_of_what_was_given_u
     tally = asyncio.run(callers.run(4.0, 1, 0, tmp_path, ("by-heads",)))
     assert tally.wrong == []
     assert tally.left == {}
-    assert all(tally.exact[door] for door in ("infer", "generate", "stream", "completions", "memory"))
+    assert all(
+        tally.exact[door] for door in ("infer", "generate", "stream", "completions", "memory", "product")
+    )

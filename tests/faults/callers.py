@@ -1,12 +1,13 @@
 """Callers who cancel, are late, hang up, and ask again by all doors: each answer that comes is its own.
 
     python -m tests.faults.callers                            # 8 s, what CI runs
-    python -m tests.faults.callers --seconds 600 --kills 40   # nodes are killed now and then, too
+    python -m tests.faults.callers --seconds 600 --kills 40   # harm is done now and then (harming.py)
 
-Models that are cut, and that run several requests as one, decoders with sessions that share trips, and
-contexts are asked by our client, the Open Inference Protocol's streams and OpenAI's completions. No two
-requests are alike, so an answer that is another's is a wrong number; each is looked at beside one ONNX
-Runtime here. In the end all doors answer, and nothing of what was given up is counted any more.
+Models that are cut, that run several requests as one, and that are deployed anew under their name, decoders
+with sessions that share trips, and contexts are asked by our client, the Open Inference Protocol's streams
+and OpenAI's completions. No two requests are alike, so an answer that is another's is a wrong number; each is
+looked at beside one ONNX Runtime here. In the end all doors answer, and nothing of what was given up is
+counted any more.
 
 It ends with a line of JSON, and 1 if an answer was wrong.
 """
@@ -47,9 +48,10 @@ from edge_attention.demo.local_decoder import LocalDecoder
 from edge_attention.graphs.builders import attention_decoder, attention_sequences
 from edge_attention.wire import open_inference
 from protos.edge_attention.open_inference.v2 import open_inference_pb2 as pb
+from tests.faults.harming import NODES, killing, start
+from tests.faults.products import Products
 
 BERT = Path(__file__).resolve().parent.parent / "graphs/axes/exports/bert.onnx"
-NODES = ("a", "b", "c")
 FLAGS = ("--lease", "5", "--metrics-port", "0")
 TOKENS = 16
 DECODERS = {"by-heads": ("heads", ["a", "b"]), "by-layers": ("layers", ["b", "c"])}
@@ -58,8 +60,8 @@ CALLERS = 6
 DEADLINE = 60.0
 AGAIN = 90.0
 """Seconds in which all doors answer again, and nothing is counted any more."""
-PAUSE = 0.5
-"""Until a node that was killed is started again."""
+DEPLOYED_ANEW = 3.0
+"""Seconds between two versions of one model."""
 NUMPY = {"FP32": np.float32, "INT64": np.int64}
 COUNTED = frozenset(
     {"calls", "request-bytes", "answer-bytes", "append-bytes", "appends", "inferences", "inference-streams",
@@ -112,7 +114,14 @@ class Caller:
     """One who asks by a door of its choice, and may lose patience."""
 
     def __init__(
-        self, number: int, fleet: Fleet, truth: Truth, tally: Tally, seed: int, decoders: Sequence[str]
+        self,
+        number: int,
+        fleet: Fleet,
+        truth: Truth,
+        tally: Tally,
+        seed: int,
+        decoders: Sequence[str],
+        products: Products,
     ) -> None:
         self._name = f"memory{number}"
         self._address = fleet.address
@@ -120,6 +129,7 @@ class Caller:
         self._truth = truth
         self._tally = tally
         self._decoders = decoders
+        self._products = products
         self._random = random.Random(f"{seed}.{number}")
         self._numbers = np.random.default_rng([seed, number])
         self._keys, self._values = (np.zeros((0, 2, dim), np.float32) for dim in (16, 8))
@@ -130,6 +140,7 @@ class Caller:
             "stream": self.stream,
             "completions": self.completions,
             "memory": self.memory,
+            "product": self.product,
         }
 
     async def ask(self, until: float) -> None:
@@ -195,6 +206,10 @@ class Caller:
         if not answer.exact:
             raise Wrong(f"{name} answers in part: {answer.lacking}")
         self._truth.require_model({output: answer[output] for output in self._truth.outputs}, feeds)
+
+    async def product(self, client: AsyncClient, deadline: float) -> None:
+        if wrong := await self._products.ask(client, self._numbers, deadline):
+            raise Wrong(wrong)
 
     async def generate(self, client: AsyncClient, deadline: float) -> None:
         model = await client.model(self._random.choice(self._decoders))
@@ -336,22 +351,6 @@ class Caller:
                 raise Wrong(f"an attend over {len(self._keys)} tokens is {error:.3g} off")
 
 
-async def killing(fleet: Fleet, kills: int, seconds: float, seed: int) -> None:
-    """Kill so many nodes in that time, and start each again."""
-    chosen = random.Random(seed)
-    for _ in range(kills):
-        await asyncio.sleep(seconds / (kills + 1))
-        name = chosen.choice(NODES)
-        await asyncio.to_thread(fleet.kill, name)
-        await asyncio.sleep(PAUSE)
-        await asyncio.to_thread(start, fleet, name)
-
-
-def start(fleet: Fleet, name: str) -> None:
-    store = str(fleet.folder / "stores" / name)
-    fleet.start_node(name, "--threads", "1", "--store", store, wait=False)
-
-
 @contextlib.asynccontextmanager
 async def deployed(folder: Path, truth: Truth, decoders: Sequence[str]) -> AsyncIterator[Fleet]:
     """A fleet with all that is asked."""
@@ -392,14 +391,19 @@ async def counted(fleet: Fleet) -> dict[str, float]:
 async def run(
     seconds: float, kills: int, seed: int, folder: Path, decoders: Sequence[str] = tuple(DECODERS)
 ) -> Tally:
-    truth, tally = Truth(), Tally()
-    async with deployed(folder, truth, decoders) as fleet:
+    truth, tally, products = Truth(), Tally(), Products()
+    async with (
+        deployed(folder, truth, decoders) as fleet,
+        AsyncClient(fleet.address, timeout=DEADLINE) as deploying,
+    ):
+        await products.deploy(deploying)
         until = time.monotonic() + seconds
-        callers = [Caller(number, fleet, truth, tally, seed, decoders) for number in range(CALLERS)]
+        callers = [Caller(number, fleet, truth, tally, seed, decoders, products) for number in range(CALLERS)]
         async with asyncio.TaskGroup() as group:
             for caller in callers:
                 group.create_task(caller.ask(until))
             group.create_task(killing(fleet, kills, seconds, seed))
+            group.create_task(products.deploy_anew(deploying, DEPLOYED_ANEW, until))
         end = time.monotonic() + AGAIN
         for door in callers[0].doors:  # each by itself, once
             before = tally.exact[door]
