@@ -15,8 +15,13 @@ R = TypeVar("R")
 class LinkStream(Protocol):
     """The link's messages, encoded, both ways. Iterating raises why it ended, an EdgeAttentionError."""
 
-    def writer(self, next: Callable[[], bytes | None], written: Callable[[int], None]) -> StreamWriter:
-        """Writes what `next` gives; `written` is told how long it was."""
+    def writer(
+        self,
+        next: Callable[[], bytes | None],
+        written: Callable[[int], None],
+        more: Callable[[], bool] | None = None,
+    ) -> StreamWriter:
+        """Writes what `next` gives; `written`, `more`: as of `StreamWriter`."""
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
 

@@ -156,8 +156,13 @@ class _Pipe:
 
     # The node's
 
-    def writer(self, next: Callable[[], bytes | None], written: Callable[[int], None]) -> StreamWriter:
-        return StreamWriter(self._write, next, written)
+    def writer(
+        self,
+        next: Callable[[], bytes | None],
+        written: Callable[[int], None],
+        more: Callable[[], bool] | None = None,
+    ) -> StreamWriter:
+        return StreamWriter(self._write, next, written, more)
 
     async def _write(self, data: bytes) -> None:
         self._up.put(data)

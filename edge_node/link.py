@@ -283,7 +283,9 @@ class NodeLink:
         with self._turn:
             self._outgoing = outgoing = deque[bytes]()
             self._writer = writer = stream.writer(
-                lambda: outgoing.popleft() if outgoing else None, self.metrics.sent.inc
+                lambda: outgoing.popleft() if outgoing else None,
+                self.metrics.sent.inc,
+                lambda: bool(outgoing),
             )
         try:
             self._step(self._session.connected)

@@ -129,7 +129,8 @@ class NodeConnection:
 
     def open(self, write: Write, written: Callable[[int], None] = lambda size: None) -> None:
         """Write to the stream from now on, first what waits. `write`, `written`: as of `StreamWriter`."""
-        self._writer = StreamWriter(write, self._take, written)
+        more = lambda: bool(self._control or self._programs)  # noqa: E731
+        self._writer = StreamWriter(write, self._take, written, more)
         self._writer.kick()
 
     def close(self) -> None:

@@ -347,9 +347,14 @@ class Duplex(Generic[Q, R]):
         except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError) as error:
             raise await self._error(error) from None
 
-    def writer(self, next: Callable[[], bytes | None], written: Callable[[int], None]) -> StreamWriter:
+    def writer(
+        self,
+        next: Callable[[], bytes | None],
+        written: Callable[[int], None],
+        more: Callable[[], bool] | None = None,
+    ) -> StreamWriter:
         """Writes what `next` gives, encoded, in place of `write`. The reading side tells of errors."""
-        return StreamWriter(self._raw.write, next, written)
+        return StreamWriter(self._raw.write, next, written, more)
 
     async def __aiter__(self) -> AsyncIterator[R]:
         try:

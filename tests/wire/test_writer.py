@@ -5,6 +5,7 @@ import threading
 from collections import deque
 
 import grpc.aio
+import pytest
 
 from edge_attention.wire.writer import StreamWriter
 
@@ -35,9 +36,10 @@ class Stream:
 class Desk:
     """A writer, the messages it is to write, and what it said it has written."""
 
-    def __init__(self, write):
+    def __init__(self, write, knows=False):
         self.queue, self.written, self.asked = deque(), [], 0
-        self.writer = StreamWriter(write, self._next, self.written.append)
+        more = (lambda: bool(self.queue)) if knows else None
+        self.writer = StreamWriter(write, self._next, self.written.append, more)
 
     def _next(self):
         self.asked += 1
@@ -48,12 +50,24 @@ class Desk:
         self.writer.kick()
 
 
-def run(scenario):
+def run(scenario, knows=False):
     async def test():
         stream = Stream()
-        await asyncio.wait_for(scenario(stream, Desk(stream.write)), 180)
+        await asyncio.wait_for(scenario(stream, Desk(stream.write, knows)), 180)
 
     asyncio.run(test())
+
+
+async def begin(stream, desk):
+    """The first message of a stream: the loop follows it, as gRPC may be given it later."""
+    desk.put(b"0")
+    stream.take()
+    await turns()
+    assert desk.written == [1]
+    stream.begun.clear()
+    stream.threads.clear()
+    desk.asked = 0
+    desk.written.clear()
 
 
 async def turns():
@@ -182,12 +196,74 @@ def test_once_closed_it_begins_nothing_and_one_can_wait_for_what_it_had_begun():
     run(scenario)
 
 
-def test_threads_that_write_to_one_grpc_stream_lose_nothing_and_keep_their_order():
+def test_a_message_that_nothing_comes_after_is_followed_by_who_has_the_next_one():
+    async def scenario(stream, desk):
+        await begin(stream, desk)
+        desk.put(b"a")
+        assert desk.written == [1], "gRPC was given it"
+        stream.take()
+        await turns()
+        assert desk.asked == 1
+        desk.put(b"bc")
+        assert stream.begun == [b"a", b"bc"], "without a turn of the loop"
+        desk.put(b"d")  # while it is not taken
+        assert stream.begun == [b"a", b"bc"]
+        stream.take()
+        await turns()
+        assert stream.begun == [b"a", b"bc", b"d"]
+        stream.take()
+        thread = threading.Thread(target=desk.put, args=(b"e", b"f"))
+        thread.start()
+        thread.join()
+        assert stream.threads[3] == thread.ident
+        stream.take()
+        await turns()
+        stream.take()
+        await desk.writer.idle(10)
+        assert stream.begun == [b"a", b"bc", b"d", b"e", b"f"]
+        assert sum(desk.written) == 6
+
+    run(scenario, knows=True)
+
+
+def test_one_waits_for_a_message_that_nobody_follows():
+    async def scenario(stream, desk):
+        await begin(stream, desk)
+        for then in (desk.writer.kick, desk.writer.close):
+            desk.put(b"a")
+            then()
+            waits = asyncio.create_task(desk.writer.idle(10))
+            await turns()
+            assert not waits.done()
+            stream.take()
+            await waits
+        desk.put(b"b")
+        assert stream.begun == [b"a", b"a"]
+
+    run(scenario, knows=True)
+
+
+def test_of_a_stream_that_ended_under_a_message_nobody_follows_nobody_asks_what_is_next():
+    async def scenario(stream, desk):
+        await begin(stream, desk)
+        desk.put(b"a")
+        stream.end()
+        await turns()
+        desk.put(b"b")
+        assert desk.asked == 1
+        assert stream.begun == [b"a"]
+        await desk.writer.idle(10)
+
+    run(scenario, knows=True)
+
+
+@pytest.mark.parametrize("knows", [False, True])
+def test_threads_that_write_to_one_grpc_stream_lose_nothing_and_keep_their_order(knows):
     """The real stream: both ways from several threads and the loop at a time, while the loop reads."""
     threads, count = 4, 200
 
     async def echo(requests, context):
-        desk = Desk(context.write)
+        desk = Desk(context.write, knows)
         async for data in requests:
             desk.put(data)
         # All is taken: the client has read it before it says that it is done.
@@ -202,7 +278,7 @@ def test_threads_that_write_to_one_grpc_stream_lose_nothing_and_keep_their_order
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             stream = channel.stream_stream("/test/Echo")()
-            desk = Desk(stream.write)
+            desk = Desk(stream.write, knows)
             desk.put(b"first")
             assert await stream.read() == b"first"
 
