@@ -129,8 +129,7 @@ class NodeConnection:
 
     def open(self, write: Write, written: Callable[[int], None] = lambda size: None) -> None:
         """Write to the stream from now on, first what waits. `write`, `written`: as of `StreamWriter`."""
-        more = lambda: bool(self._control or self._programs)  # noqa: E731
-        self._writer = StreamWriter(write, self._take, written, more)
+        self._writer = StreamWriter(write, self._take, written, self._more)
         self._writer.kick()
 
     def close(self) -> None:
@@ -148,6 +147,10 @@ class NodeConnection:
     def _kick(self) -> None:
         if self._writer is not None:
             self._writer.kick()
+
+    def _more(self) -> bool:
+        """Whether anything waits, be it for credit."""
+        return bool(self._control or self._programs)
 
     def _take(self) -> bytes | None:
         """The next message to write, which counts as sent from now on; None: nothing may be written now."""

@@ -37,8 +37,8 @@ class StreamWriter:
             thread of `kick`, or the loop's, and never by two at a time.
         written: told how long a message was, on the loop, when gRPC has taken it; where nothing more is to be
             written, when gRPC was given it.
-        more: whether there may be more to write now; None: nobody knows. Where there is not, the loop does not
-            look when gRPC has taken a message; who has the next one does. It is a turn less a message.
+        more: whether there may be more to write now; None: nobody knows. Where there is not, the loop does
+            not look when gRPC has taken a message; who has the next one does. It is a turn less a message.
 
     A stream that has ended takes nothing more, and `next` is not asked; whoever reads from it learns why.
     """
@@ -166,7 +166,7 @@ class StreamWriter:
             self._loop.call_soon_threadsafe(callback, *args)
 
     def _follow(self, coroutine: Coroutine[Any, Any, None], size: int | None, future: Any) -> None:
-        """Go on when `future`, which the coroutine waits for, is done, as a task would. `size`: to be told."""
+        """Go on when `future`, which the coroutine waits for, is done, as a task would. `size`: to tell."""
         if future is None:  # it only gave way
             self._loop.call_soon(self._go_on, coroutine, size, None)
             return
