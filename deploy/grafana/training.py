@@ -190,9 +190,11 @@ PACE = Row(
         ),
         series(
             "Waits",
-            "1 while a run waits for a node, and how many nodes lack for its quorum.",
+            "1 while a run waits for a node, how many nodes lack for its quorum, and how many it leaves out "
+            "as their data is other than it began with.",
             Query(f"max by (run) ({A}run_waiting{RUN})", "{{run}} waits"),
             Query(f"max by (run) ({A}run_missing_nodes{RUN})", "{{run}} lacks"),
+            Query(f"max by (run) ({A}run_other_data_nodes{RUN})", "{{run}} leaves out"),
             unit="short",
             steps=True,
             links=TO_RUN,
