@@ -140,7 +140,7 @@ class NodeMeasures:
             steps = {step: asked for step, asked in steps.items() if all(one.alone for one in asked)}
             links = False
         computed: dict[str, list[tuple[float, float]]] = {}
-        beside: dict[str, list[tuple[int, float]]] = {}
+        beside: dict[tuple[int, str], list[tuple[int, float]]] = {}
         called: dict[str, list[tuple[float, float, float, float]]] = {}
         for asked in steps.values():
             for machine in self._by_machine(work, asked, threads):
@@ -149,9 +149,11 @@ class NodeMeasures:
                 self._called(asked, called)
         for node, times in computed.items():
             self._measures.computed(node, times, now)
-        for node, shared in beside.items():
+        for like, shared in beside.items():
             at_once = sum(count for count, _ in shared) / sum(each for _, each in shared)
-            self._measures.beside(node, at_once, now)
+            # That is so of the machine: of its nodes that have not run together, too.
+            for node in [name for name, other in self._like.items() if other == like]:
+                self._measures.beside(node, at_once, now)
         for node in {one.node for one in segments} & set(threads) if links else ():
             self._measures.called(node, called.get(node, ()), now)
             self._known[node] = now
@@ -177,12 +179,12 @@ class NodeMeasures:
         self,
         beside: Sequence[tuple[SegmentRun, float]],
         computed: dict[str, list[tuple[float, float]]],
-        shared: dict[str, list[tuple[int, float]]],
+        shared: dict[tuple[int, str], list[tuple[int, float]]],
     ) -> None:
         """What segments that boxes of one machine did at once say.
 
-        `computed`, `shared`: get by node what a segment should take and took, as if it had been alone; and of
-        boxes alike how many there were, and how many times as long each took.
+        `computed`, `shared`: get by node what a segment should take and took, as if it had been alone; and by
+        threads and machine of boxes alike how many there were, and how many times as long each took.
         """
         if len(beside) == 1:
             ((one, expected),) = beside
@@ -200,8 +202,8 @@ class NodeMeasures:
         met = all_at_once >= ALIKE * max(one.run for one, _ in beside)
         if met and min(alone) >= ALIKE * longest >= ALIKE * LONG_ENOUGH:
             at_once = boxes_at_once(alone, max(one.run for one, _ in beside))
-            for one, _ in beside:
-                shared.setdefault(one.node, []).append((len(beside), len(beside) / at_once))
+            for like in {self._like[one.node] for one, _ in beside}:
+                shared.setdefault(like, []).append((len(beside), len(beside) / at_once))
         unshared = unshared_seconds(spans, self._measures.at_once(beside[0][0].node) or inf)
         for (one, expected), own, took in zip(beside, alone, unshared, strict=True):
             if own >= ALIKE * longest > 0:  # of less, others take its time while it computes

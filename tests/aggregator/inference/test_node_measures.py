@@ -135,6 +135,25 @@ def test_two_of_one_machine_are_slow_together_and_not_each():
         assert box_of(node).cores == node.at_once
 
 
+def test_what_a_machine_computes_at_once_is_known_of_its_other_nodes_too():
+    """Nodes that have not run together yet were predicted by what five at once said before any request."""
+    nodes = [NodeTold(name, 1 << 30, 0, 2, machine="m", cores=16.0) for name in "abc"]
+    others = [replace(nodes[0], name="d", threads=4), replace(nodes[0], name="e", machine="n")]
+    measures, base = NodeMeasures(), stated_box("a", 2).seconds(WORK[0, 0], inf)
+    for node in (*nodes, *others):
+        measures.told(node)
+        measures._measures.beside(node.name, 1.1, 0.0)
+    for now in range(100):
+        for name in "ab":
+            measures.ran(WORK, [alone(name)], {"a": 2, "b": 2}, float(now))
+        both = [SegmentRun(0, part, "ab"[part], 1.25 * base, 1.25 * base + 0.004, 9, 9) for part in (0, 1)]
+        measures.ran(WORK, both, {"a": 2, "b": 2}, float(now))
+    for node in map(measures.told, nodes):
+        assert node.at_once == pytest.approx(2 / 1.25, rel=0.1)
+    for node in map(measures.told, others):
+        assert node.at_once == pytest.approx(1.1), "a box of other threads, or another machine"
+
+
 def test_parts_of_one_machine_that_ran_one_after_another_did_not_slow_each_other():
     nodes = [NodeTold(name, 1 << 30, 0, 2, machine="m", cores=1.0) for name in "ab"]
     measures, base = NodeMeasures(), stated_box("a", 2).seconds(WORK[0, 0], inf)
