@@ -125,7 +125,7 @@ class Caller:
     ) -> None:
         self._name = f"memory{number}"
         self._address = fleet.address
-        self._web = fleet.child(AGGREGATOR).wait_for(r"metrics on (\S+:\d+)")[1]
+        self._web = web_of(fleet)
         self._truth = truth
         self._tally = tally
         self._decoders = decoders
@@ -373,10 +373,14 @@ async def deployed(folder: Path, truth: Truth, decoders: Sequence[str]) -> Async
         yield fleet
 
 
-async def counted(fleet: Fleet) -> dict[str, float]:
+def web_of(fleet: Fleet) -> str:
+    """Where the aggregator serves HTTP. Of the lines that say so only the last ones are kept: ask early."""
+    return fleet.child(AGGREGATOR).wait_for(r"metrics on (\S+:\d+)")[1]
+
+
+async def counted(web: str) -> dict[str, float]:
     """What is still counted of what was asked."""
-    address = fleet.child(AGGREGATOR).wait_for(r"metrics on (\S+:\d+)")[1]
-    async with aiohttp.ClientSession() as web, web.get(f"http://{address}/metrics") as answer:
+    async with aiohttp.ClientSession() as session, session.get(f"http://{web}/metrics") as answer:
         lines = (await answer.text()).splitlines()
     found: dict[str, float] = {}
     for line in lines:
@@ -397,7 +401,7 @@ async def run(
         AsyncClient(fleet.address, timeout=DEADLINE) as deploying,
     ):
         await products.deploy(deploying)
-        until = time.monotonic() + seconds
+        web, until = web_of(fleet), time.monotonic() + seconds
         callers = [Caller(number, fleet, truth, tally, seed, decoders, products) for number in range(CALLERS)]
         async with asyncio.TaskGroup() as group:
             for caller in callers:
@@ -412,7 +416,7 @@ async def run(
                     await callers[0]._called(client, door, "stays", 0.0)
                 await asyncio.sleep(0.05)
             assert tally.exact[door] > before, f"{door} does not answer any more: {tally}"
-        while (left := await counted(fleet)) and time.monotonic() < end:  # noqa: ASYNC110
+        while (left := await counted(web)) and time.monotonic() < end:  # noqa: ASYNC110
             await asyncio.sleep(0.2)
         tally.left = left
     return tally
