@@ -53,6 +53,10 @@ for _number in onnx.TensorProto.DataType.values():
 _NUMBERS = {name: number for number, name in _NAMES.items()}
 
 
+_BEFORE = {"LayerNormalization": 17}
+"""Operators that ONNX Runtime knows in files of opsets before ONNX had them; its optimizer writes these."""
+
+
 def infer_types(
     node: NodeProto, types: Types, values: Mapping[str, Array], opsets: Mapping[str, int], ir_version: int
 ) -> dict[str, TypeProto]:
@@ -72,6 +76,8 @@ def infer_types(
             return {
                 name: type_of(form) for name, form in zip(node.output, made, strict=False) if name and form
             }
+        if node.op_type in _BEFORE and not node.domain:
+            opsets = {**opsets, "": max(_BEFORE[node.op_type], opsets.get("", 1))}
         schema = defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
         given = {name: types.get(name, TypeProto()) for name in node.input if name}
         data = {

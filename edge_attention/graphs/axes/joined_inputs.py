@@ -5,14 +5,14 @@ Along that axis such an input may have nothing in it, which a first step's has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from onnx import NodeProto, helper
 
 from edge_attention.graphs.axes.model_reading import OpenModel
 from edge_attention.graphs.onnx_file import all_nodes
 
-__all__ = ["joined_inputs"]
+__all__ = ["joined_along", "joined_inputs"]
 
 _PASTS: Mapping[tuple[str, str], tuple[tuple[int, int], ...]] = {
     ("", "Attention"): ((4, 2), (5, 2)),
@@ -34,9 +34,14 @@ def joined_inputs(opened: OpenModel) -> dict[str, int]:
         for value in graph.input
         if value.name not in held
     }
+    return joined_along(all_nodes(graph), sizes)
+
+
+def joined_along(nodes: Iterable[NodeProto], sizes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """The same of nodes; `sizes`: of each input, 0 where it is open."""
     same = {name: name for name in sizes}
     found: dict[str, int] = {}
-    for node in all_nodes(graph):
+    for node in nodes:
         if node.op_type in _SAME and node.input[0] in same:
             same[node.output[0]] = same[node.input[0]]
         for name, axis in _joined_by(node):

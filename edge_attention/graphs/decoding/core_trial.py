@@ -117,8 +117,9 @@ class CoreTrial:
         """What comes of keys [1, groups, tokens, width] and values for the last token's queries."""
         memory, past = (keys.shape[2], NEAR) if self._core.memory else (NEAR, keys.shape[2] - 1)
         feeds = {name: self._feed(name, past, memory) for name in self._feeds}
+        laid = (np.moveaxis(a, 2, along) for a, along in zip((keys, values), self._core.along, strict=True))
         feeds |= dict(zip((self._core.queries, self._core.keys, self._core.values),
-                          (queries, keys, values), strict=True))  # fmt: skip
+                          (queries, *laid), strict=True))  # fmt: skip
         feeds = {name: feeds[name] for name in (*self._feeds, *self._given)}
         try:
             (out,) = self._session.run(None, feeds)
@@ -137,7 +138,7 @@ class CoreTrial:
         dtype = helper.tensor_dtype_to_np_dtype(_WIDE.get(kind, kind))
         if name in (self._inputs.mask, self._inputs.states_mask):
             return np.ones(shape, dtype)
-        return np.full(shape, past if name == self._inputs.positions else 0, dtype)
+        return np.full(shape, past if self._inputs.counts(name, len(shape)) else 0, dtype)
 
 
 _WIDE: dict[int, int] = {TensorProto.FLOAT16: TensorProto.FLOAT, TensorProto.BFLOAT16: TensorProto.FLOAT}
@@ -191,7 +192,7 @@ def sizes_at(graph: StepGraph, inputs: DecoderInputs, past: int, memory: int = N
             if dim.dim_value:
                 continue
             size = 1
-            if name in inputs.pasts and axis == 2:
+            if name in inputs.pasts and axis == inputs.along[name]:
                 size = past
             elif name in (inputs.states, inputs.states_mask) and axis == 1:
                 size = memory

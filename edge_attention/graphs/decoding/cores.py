@@ -41,6 +41,7 @@ class AttentionCore:
         widths: of a key and of a value.
         memory: keys and values are of what an encoder made, and nothing is joined.
         tokens: of the memory, where the file fixes how many there are; else 0.
+        along: the axes of joined keys and values that have tokens; heads come before widths.
     """
 
     queries: str
@@ -53,6 +54,7 @@ class AttentionCore:
     widths: tuple[int, int]
     memory: bool = False
     tokens: int = 0
+    along: tuple[int, int] = (2, 2)
 
     @property
     def out(self) -> str:
@@ -143,9 +145,9 @@ def _joined(graph: StepGraph, inputs: DecoderInputs) -> dict[str, tuple[str, str
         for past in reads(node) & set(inputs.pasts):
             if node.op_type == "Shape":
                 continue
-            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 0) % 4
             plain = node.op_type == "Concat" and not node.domain and list(node.input)[:1] == [past]
-            if not plain or axis not in (2, -2) or len(node.input) != 2:
+            if not plain or axis not in (1, 2, 3) or len(node.input) != 2:
                 of_encoder = any("encoder" in name.replace("decoder", "") for name in inputs.pasts)
                 beside = f"; {BESIDE}" if of_encoder else ""
                 raise FailedPrecondition(
@@ -184,13 +186,20 @@ def _core(
         raise FailedPrecondition(f"{label(node)}: which of its pasts are keys is not known")
     keys = by_keys[0]
     values = next(name for name in joined if name != keys)
+    along = tuple(2 if shapes is not None else inputs.along[joined[name][0]] for name in (keys, values))
     past_keys, past_values = (
-        graph.shape(joined[name][0]) if shapes is None else shapes[name] for name in (keys, values)
+        [
+            size
+            for axis, size in enumerate(graph.shape(joined[name][0]) if shapes is None else shapes[name])
+            if axis not in (0, tokens_axis)
+        ]
+        for name, tokens_axis in zip((keys, values), along, strict=True)
     )
-    groups, key_width, value_width = past_keys[1], past_keys[3], past_values[3]
-    if not (groups and key_width and value_width) or groups != past_values[1]:
+    (groups, key_width), (value_groups, value_width) = past_keys, past_values
+    if not (groups and key_width and value_width) or groups != value_groups:
         past = joined[keys][0][:80]
         raise FailedPrecondition(f"the past {past!r} does not say its heads and their width")
     return AttentionCore(
-        query, joined[keys][1], joined[values][1], keys, values, node, groups, (key_width, value_width)
-    )
+        query, joined[keys][1], joined[values][1], keys, values, node, groups, (key_width, value_width),
+        along=(along[0], along[1]),
+    )  # fmt: skip

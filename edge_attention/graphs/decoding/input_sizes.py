@@ -156,7 +156,9 @@ def _size(graph: StepGraph, name: str, axis: int, sizes: tuple[int, int, int]) -
     batch, tokens, states = sizes
     along = states if _of_states(graph, name) else tokens
     if len(graph.shape(name)) == 4:
-        return (batch, 1, along if _of_states(graph, name) else batch + states, 1)[axis]
+        tokens_at = graph.tokens_at().get(name, 2)
+        of_past = along if _of_states(graph, name) else batch + states
+        return batch if axis == 0 else of_past if axis == tokens_at else 1
     if axis and "mask" in name and not _of_states(graph, name):
         return tokens + batch + states  # of earlier ones, too
     return (batch, along, 1)[axis]

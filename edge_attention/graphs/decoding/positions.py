@@ -66,7 +66,8 @@ def free_of_the_past(graph: StepGraph, inputs: DecoderInputs, outputs: Collectio
         graph.nodes = nodes
     left = sorted(set(graph.needed_inputs()) - allowed)
     raise FailedPrecondition(
-        f"{', '.join(left)[:200]} is needed beside attention, and not as positions of the new tokens"
+        f"{', '.join(left)[:200]} is needed beside attention, and not as positions [batch, tokens] of the "
+        "new tokens, of which rows of several sessions have each its own: export it with position_ids"
     )
 
 
@@ -111,6 +112,8 @@ def _aside(graph: StepGraph, inputs: DecoderInputs) -> list[NodeProto]:
 
 def _values(graph: StepGraph, inputs: DecoderInputs, nodes: list[NodeProto]) -> dict[str, list[Array]]:
     """What these nodes make, for each past that is tried."""
+    if not nodes:
+        return {}
     read = {name for node in nodes for name in reads(node)}
     made = [name for node in nodes for name in node.output if name]
     infos = [value for name, value in graph.inputs.items() if name in read]
@@ -136,7 +139,7 @@ def _values(graph: StepGraph, inputs: DecoderInputs, nodes: list[NodeProto]) -> 
                 dims = value.type.tensor_type.shape.dim
                 shape = [sizes.get(f"{value.name}.{n}", d.dim_value) for n, d in enumerate(dims)]
                 dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-                fill = 1 if "mask" in value.name else past if value.name == inputs.positions else 0
+                fill = 1 if "mask" in value.name else past if inputs.counts(value.name, len(dims)) else 0
                 feeds[value.name] = np.full(shape, fill, dtype)
             for name, array in zip(made, session.run(made, feeds), strict=True):
                 found[name].append(np.asarray(array))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from edge_attention.core.errors import FailedPrecondition
@@ -103,27 +104,32 @@ def _with_past(opened: OpenModel) -> OpenModel:
 
 
 def _logits(graph: StepGraph) -> str:
-    """The output that is not keys or values: the only one of three dimensions, or the one called so. Of
-    float16 a new one in float32."""
-    found = [
-        value.name
-        for value in graph.model.graph.output
-        if len(value.type.tensor_type.shape.dim) == 3
-        and value.type.tensor_type.elem_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
-    ]
+    """The output that is not keys or values: the only one of three dimensions (or of two: of the last token
+    alone), or the one called so. Of float16, or of two dimensions, a new one [batch, tokens, vocabulary] in
+    float32."""
+    known = {value.name: value.type.tensor_type for value in graph.model.graph.output}
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16)
+    by_rank = {
+        rank: [n for n, t in known.items() if len(t.shape.dim) == rank and t.elem_type in floats]
+        for rank in (3, 2)
+    }
+    found = by_rank[3] or by_rank[2]
     named = [name for name in found if "logits" in name]
     if len(named or found) != 1:
         raise FailedPrecondition(
-            f"of its outputs {', '.join(graph.outputs)[:160]} one must have the logits, float32 or "
-            "float16 of three dimensions"
+            f"of its outputs {', '.join(graph.outputs)[:160]} one must have the logits, float32 or float16, "
+            "[batch, tokens, vocabulary] or [batch, vocabulary]"
         )
     name = (named or found)[0]
-    value = next(one for one in graph.model.graph.output if one.name == name)
-    if value.type.tensor_type.elem_type == TensorProto.FLOAT:
-        return name
-    wide = graph.cast(graph.nodes, name, "float16", "float32")
-    graph.model.graph.output.append(helper.make_tensor_value_info(wide, TensorProto.FLOAT, None))
-    return wide
+    kept, dtype = name, "float16" if known[name].elem_type == TensorProto.FLOAT16 else "float32"
+    if len(known[name].shape.dim) == 2:
+        name, flat = graph.name(name), name
+        axis = graph.constant(np.array([1], np.int64))
+        graph.nodes.append(helper.make_node("Unsqueeze", [flat, axis], [name], name=name))
+    name = graph.cast(graph.nodes, name, dtype, "float32")
+    if name != kept:
+        graph.model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    return name
 
 
 def _grouped(graph: StepGraph, inputs: DecoderInputs) -> int:

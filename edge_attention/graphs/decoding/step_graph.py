@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
@@ -11,7 +11,9 @@ from onnx.inliner import inline_local_functions
 
 from edge_attention.core.errors import FailedPrecondition, InvalidGraph
 from edge_attention.core.tensors import Array
+from edge_attention.graphs.axes.joined_inputs import joined_along
 from edge_attention.graphs.axes.model_reading import OpenModel
+from edge_attention.graphs.decoding.fused_pasts import joined_before
 from edge_attention.graphs.onnx_file import first_line
 from edge_attention.graphs.reading.needed import reads
 
@@ -27,6 +29,7 @@ ONE_GRAPH = (
     "automatic-speech-recognition-with-past), and deploy them by edge-attention deploy ENCODER --decoder FILE"
 )
 POSITIONS = "position_ids"
+_COUNTED = ("position", "past", "offset", "start", "len")
 _SIZES = ("Shape", "Size")
 
 
@@ -37,6 +40,7 @@ class DecoderInputs:
     Attributes:
         where: the input that has positions once it is rewritten, `positions` where there is one.
         states: what an encoder made, f32 [batch, tokens, width], and `states_mask`, which of it is padding.
+        along: by past the axis that has tokens.
     """
 
     ids: str
@@ -46,6 +50,12 @@ class DecoderInputs:
     pasts: tuple[str, ...]
     states: str = ""
     states_mask: str = ""
+    along: Mapping[str, int] = field(default_factory=dict)
+
+    def counts(self, name: str, rank: int) -> bool:
+        """Whether an input of whole numbers says how many tokens there are before: positions, or by its name
+        a number, or a row of them, for all of a batch."""
+        return name == self.positions or (rank < 2 and any(word in name for word in _COUNTED))
 
 
 @dataclass(eq=False)
@@ -70,7 +80,19 @@ class StepGraph:
                 raise InvalidGraph(f"the model's functions cannot be inlined: {first_line(error)}") from None
         for node in model.graph.node:
             node.domain = "" if node.domain == "ai.onnx" else node.domain
-        return cls(opened, model, _without_passing(model.graph))
+        graph = cls(opened, model, _without_passing(model.graph))
+        inputs = set(graph.inputs)
+        plain = [
+            one for node in graph.nodes for one in joined_before(node, inputs, graph.constant, graph.name)
+        ]
+        if len(plain) > len(graph.nodes):
+            graph.nodes = plain
+            read = ModelProto()
+            read.CopyFrom(graph.model)
+            del read.graph.node[:]
+            read.graph.node.extend(plain)
+            graph.opened = replace(opened, model=read)
+        return graph
 
     @property
     def inputs(self) -> dict[str, ValueInfoProto]:
@@ -92,6 +114,11 @@ class StepGraph:
     def shape(self, name: str) -> tuple[int, ...]:
         """Of an input; what is open is 0."""
         return tuple(dim.dim_value for dim in self.inputs[name].type.tensor_type.shape.dim)
+
+    def tokens_at(self) -> dict[str, int]:
+        """By input the axis along which something is joined to it: of tokens."""
+        sizes = {name: self.shape(name) for name in self.inputs}
+        return joined_along(self.nodes, sizes)
 
     def read(self, name: str) -> Array:
         """All of an initializer, of the file or added since."""
@@ -121,6 +148,14 @@ class StepGraph:
                 states.append(name)
             elif dtype.kind in "ib":
                 numbers.append(name)
+        along = self.tokens_at()
+        others = [one for one in along if len(self.shape(one)) in (3, 5) and one not in numbers]
+        if others and not pasts:
+            raise FailedPrecondition(
+                f"its past {others[0][:80]!r} has {len(self.shape(others[0]))} dimensions: sessions take "
+                "keys apart from values, of four, in which heads have an axis (as [batch, heads, tokens, "
+                "width]); export it so"
+            )
         if not pasts:
             remedy = f"; {BESIDE}" if states else ""
             raise FailedPrecondition(f"it has no inputs of keys and values of earlier tokens{remedy}")
@@ -142,8 +177,9 @@ class StepGraph:
         while not positions and (where in made or where in self.initializers):
             where += "~"
         return DecoderInputs(
-            ids[0], "".join(positions), where, "".join(masks), tuple(pasts), "".join(states), "".join(beside)
-        )
+            ids[0], "".join(positions), where, "".join(masks), tuple(pasts), "".join(states), "".join(beside),
+            {name: along.get(name, 2) for name in pasts},
+        )  # fmt: skip
 
     # What depends on what
 
