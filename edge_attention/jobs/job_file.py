@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.keywords import hint
 from edge_attention.core.messages.training import MissingSamples, OptimizerSpec, ScheduleSpec, StopSpec
 from edge_attention.core.tensors import Array
 from edge_attention.jobs import values
@@ -21,6 +22,8 @@ from edge_attention.jobs.toml_table import TomlTable, names_of, read_toml
 __all__ = ["read_job"]
 
 KINDS = ("fusion", "federated", "split")
+TELLING = frozenset({"kind", "split", "strategy", "encoders", "head", "queries"})
+"""Keys of which a job has one or more."""
 
 
 def read_job(path: str | Path) -> FusionJob | FederatedJob | SplitJob:
@@ -37,10 +40,11 @@ def read_job(path: str | Path) -> FusionJob | FederatedJob | SplitJob:
     likely = next(
         (k for k, key in (("split", "split"), ("federated", "strategy")) if key in content), "fusion"
     )
-    if not content.keys() & {"kind", "split", "strategy", "encoders", "head", "queries"}:
+    if not content.keys() & TELLING:
+        near = next((f"; it has {key!r}{found}" for key in content if (found := hint(key, TELLING))), "")
         raise InvalidArgument(
             f"{path} is no job: it has neither encoders (a job by fusion), nor strategy (a federated one), "
-            "nor split; docs/client.md has the format of each"
+            f"nor split{near}; docs/client.md has the format of each"
         )
     kind = content.pop("kind", likely)
     if kind not in KINDS:

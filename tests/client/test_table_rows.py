@@ -235,3 +235,12 @@ def test_a_job_is_for_rows(predict):
     code, _, err = predict("--job", "run.toml", "--id", "P1")
     assert code == 2
     assert "--job says how --rows are read; give --rows, too" in err
+
+
+def test_a_job_whose_telling_key_is_misspelt_is_told_which(tmp_path):
+    file = tmp_path / "job.toml"
+    file.write_text('name = "x"\nstratgy = "fedavg"\n')
+    with pytest.raises(
+        InvalidArgument, match=r"nor split; it has 'stratgy' \(did you mean 'strategy'\?\); docs"
+    ):
+        read_job(file)
