@@ -16,10 +16,11 @@ from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.rule import Does
 from edge_attention.graphs.axes.rules_moves import MOVES
 
-__all__ = ["exact_only", "jumps", "narrow_kind"]
+__all__ = ["coarse", "exact_only", "jumps"]
 
 _INT8 = 4
 """`accuracy_level` of a product that rounds its activations to int8, a scale to each block."""
+_PACKED = "products of packed weights (MatMulNBits) round activations to int8 (accuracy_level 4)"
 _WITHIN = (Cut.BATCH, Cut.TOKENS, Cut.HEADS)
 _MOVES = frozenset((*MOVES, "Identity", "Cast"))
 """Operators that round nothing; or, a Cast, what somebody asks to be rounded."""
@@ -36,7 +37,7 @@ def jumps(axes: Axes, cuts: Collection[Cut], merged: bool = False) -> str:
     Args:
         merged: parts of an attention's keys are merged, which are floats.
     """
-    if narrow := narrow_kind(axes):
+    if narrow := _narrow(axes):
         return (
             f"the file computes in {narrow}, so that parts agree with the whole to about 1e-3 only; "
             "replicate answers to the bit"
@@ -51,8 +52,7 @@ def _packed(axes: Axes) -> str:
         level = next((one.i for one in node.attribute if one.name == "accuracy_level"), 0)
         if node.op_type == "MatMulNBits" and level == _INT8:
             return (
-                "the file's products of packed weights (MatMulNBits) round activations to int8 "
-                "(accuracy_level 4), so that parts of a layer agree with the whole to about 1e-2 only; "
+                f"the file's {_PACKED}, so that parts of a layer agree with the whole to about 1e-2 only; "
                 "layers and replicate answer to the bit"
             )
     return ""
@@ -69,7 +69,20 @@ def _loosened(axes: Axes) -> str:
     )
 
 
-def narrow_kind(axes: Axes) -> str:
+def coarse(axes: Axes) -> tuple[str, str]:
+    """What a file rounds coarsely whose attention is computed by other operators, by any plan; and to how
+    much it then agrees. Empty: nothing."""
+    if narrow := _narrow(axes):
+        return f"the file computes in {narrow}", "1e-3"
+    if _packed(axes):
+        return f"the file's {_PACKED}", "1e-2"
+    for number, node in enumerate(axes.bound.nodes):
+        if node.op_type in _QUANTISE and _moves(axes, number):
+            return f"the file rounds to int8 ({node.op_type} '{node.name or node.output[0]}')", "1e-2"
+    return "", ""
+
+
+def _narrow(axes: Axes) -> str:
     """In what a file computes that computes in float16, and where: what ONNX Runtime makes of each operator
     is rounded to it. Empty: it does not."""
     bound = axes.bound

@@ -52,7 +52,7 @@ from edge_attention.graphs.axes.emit import Emitted
 from edge_attention.graphs.axes.flows import tables_of
 from edge_attention.graphs.axes.folder import write_cut
 from edge_attention.graphs.axes.infer import form_of
-from edge_attention.graphs.axes.jumps import jumps, narrow_kind
+from edge_attention.graphs.axes.jumps import coarse
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel
 from edge_attention.graphs.axes.narrow import layer_bytes, narrow_places
@@ -231,14 +231,13 @@ def cut_decoder(
         caches = _caches_of_parts(axes, plan)
     _require_all(made, caches)
     shares = plan.stages[0].shares or (1.0,) * len(plan.stages[0].parts) if by_tokens else ()
-    if sum(share > 0 for share in shares) > 1:  # partials are added in another order than one box does
-        made = _labelled(made, jumps(axes, [Cut.TOKENS], merged=True))
-    if narrow := narrow_kind(axes):
+    rounded, close = coarse(axes)
+    if rounded:
         made = _labelled(
             made,
-            f"the file computes in {narrow}, and here attention over what is stored computes in float32, so "
-            "that logits agree with the file's to about 1e-3 only: where two tokens are that close the other "
-            "one may come",
+            f"{rounded}, and attention over what is stored is not the file's own operators, which differ by "
+            f"1e-7 before that: logits agree to about {close} only, and where two tokens are that close the "
+            "other one may come",
         )
     if stepped.alone:
         made = _labelled(made, stepped.alone)

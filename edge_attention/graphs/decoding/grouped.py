@@ -65,8 +65,9 @@ def rewrite_grouped(graph: StepGraph, node: NodeProto, positions: str) -> int:
 
 
 def _require_plain(node: NodeProto, at: dict[str, Any]) -> None:
-    if at.get("sliding_window_cache") or at.get("causal", 1) != 1:
-        raise FailedPrecondition(f"{label(node)} is not causal, or has a cache that slides")
+    slides = at.get("sliding_window_cache") and at.get("local_window_size", -1) <= 0
+    if slides or at.get("causal", 1) != 1:
+        raise FailedPrecondition(f"{label(node)} is not causal, or has a cache that slides without a window")
     if any(at.get(name, b"NONE") != b"NONE" for name in ("k_quant_type", "v_quant_type")):
         raise FailedPrecondition(f"{label(node)} has a quantised cache")
     if any(node.input[10:11]) or any(node.input[12:]):
