@@ -85,15 +85,14 @@ def run_sessions(scenario, tmp_path, lease=3.0):
     return asyncio.run(whole())
 
 
-def test_sessions_of_a_file_that_rounds_say_so_where_a_plan_cuts_within_layers(tmp_path):
+def test_sessions_of_a_file_that_rounds_say_so_by_every_plan(tmp_path):
     async def scenario(fleet):
         await fleet.start("a", "b")
         for plan in ("heads", "tokens", "layers", "replicate"):
             await fleet.deploy(EXPORTS / "llama_genai_int4.onnx", plan, plan)
             session = await fleet.sessions.open(plan, "me", 120.0)
             lacking = fleet.sessions.lacking(session)
-            assert ("round activations to int8" in lacking) == (plan in ("heads", "tokens"))
-            assert bool(lacking) == (plan in ("heads", "tokens"))
+            assert "round activations to int8" in lacking
 
     run_sessions(scenario, tmp_path)
 
