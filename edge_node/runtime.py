@@ -181,6 +181,7 @@ class ForeignGraph:
 
     def __init__(self, file: GraphFile, cells: Cells, graph: CheckedGraph) -> None:
         self.digest = file.digest
+        self.sent = file.sent
         self.size = file.size
         self._file = file
         self._cells = cells
@@ -315,7 +316,8 @@ class Runtime:
         checked = with_constants(graph.data, constants, where, large.keys())
         if foreign:
             assert self.cells is not None
-            file = GraphFile(digest, checked.data, large, _any_rank(checked))
+            assert isinstance(graph, ForeignGraph)
+            file = GraphFile(digest, checked.data, large, _any_rank(checked), sent=graph.sent)
             return ForeignGraph(file, self.cells, checked)
         return self._open(digest, checked.data, graph.remembers, graph.ours, large, _any_rank(checked))
 

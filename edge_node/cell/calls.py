@@ -85,6 +85,8 @@ class GraphFile:
 
     `constants`: what is not in the file, as `within_reach` has found it; `weight`: bytes of all of it.
     `any_rank`: inputs that may have any number of dimensions: ONNX Runtime says [] of them, as of a scalar.
+    `sent`: the digest of the graph that somebody sent, where this is that one with constants: what it does to
+    its process is counted against that one, whatever the constants.
     """
 
     def __init__(
@@ -93,9 +95,11 @@ class GraphFile:
         data: bytes,
         constants: Mapping[str, Array] = _NOTHING,
         any_rank: frozenset[str] = frozenset(),
+        sent: str = "",
     ) -> None:
         """Raises OutOfMemory."""
         self.digest = digest
+        self.sent = sent or digest
         self.any_rank = any_rank
         self.size = len(data)
         self.constants = constants

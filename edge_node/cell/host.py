@@ -99,7 +99,7 @@ class Cell:
         def stopped() -> None:
             self._tell(self._state.stop, number, self._clock())
 
-        self._tell(self._state.ask, number, graph.digest, began)
+        self._tell(self._state.ask, number, graph.sent, began)
         try:
             stop.watch(stopped)
             while True:

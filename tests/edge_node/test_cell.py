@@ -457,6 +457,25 @@ def test_a_graph_that_ends_it_twice_is_refused_also_after_a_restart_until_it_is_
         RefusedGraphs(None, ["x"])
 
 
+def test_what_a_graph_does_with_constants_is_counted_against_the_one_that_was_sent(tmp_path):
+    digest, data = small_graphs.divided()
+    divided = {"a": LOWEST}
+    for number in range(2):  # each in a life of its own, with constants that have another name
+        runtime = Runtime(graphs=RefusedGraphs(tmp_path))
+        frozen = runtime.frozen(runtime.load(digest, data), f"{number:064x}", {"b": MINUS})
+        with pytest.raises(GraphDied, match=f"graph {digest[:12]} ended its process"):
+            frozen.run(divided, ["y"], Stop())
+        runtime.close()
+    runtime = Runtime(graphs=RefusedGraphs(tmp_path))
+    graph = runtime.load(digest, data)
+    frozen = runtime.frozen(graph, f"{3:064x}", {"b": np.array([3], np.int32)})
+    for one, feeds in ((frozen, {"a": LOWEST}), (graph, {"a": LOWEST, "b": MINUS})):
+        with pytest.raises(GraphDied, match=f"refused.* --allow-graph {digest}"):
+            one.run(feeds, ["y"], Stop())
+    assert runtime.cells.public.pid is None
+    runtime.close()
+
+
 def test_nobody_waits_for_the_disk_that_is_to_know_of_a_graph_but_who_ran_it(monkeypatch):
     made, feeds = small_graphs.divided(), {"a": LOWEST, "b": MINUS}
     graphs = RefusedGraphs()
