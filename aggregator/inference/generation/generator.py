@@ -238,8 +238,8 @@ class _RunningGeneration(Generic[S]):
         try:
             while not finish:
                 asked = course.ask() if ahead is None else asked
+                trip, ahead = ahead or self._trip(session, asked, self._left()), None
                 try:
-                    trip, ahead = ahead or self._trip(session, asked, self._left()), None
                     logits, took = await trip
                 except DeadlineExceeded as error:
                     raise self._late(error.message) from None

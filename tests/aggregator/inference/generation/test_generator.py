@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import re
+import time
 from contextlib import aclosing
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 from aggregator.bounds.budget import Budgets
+from aggregator.inference.generation import generator as generators
 from aggregator.inference.generation import texts as generation_texts
 from aggregator.inference.generation.coders import BytesCoder, read_begins
 from aggregator.inference.generation.generator import Generator
@@ -76,6 +79,27 @@ def test_what_is_left_is_told_to_who_encodes_and_decodes(decoder, folder, monkey
         asyncio.run(everything(generator, GenerationRequest("small", PROMPT, 40, speculate=False)))
     assert all(0 < seconds <= 60 for seconds in left)
     assert left == sorted(left, reverse=True)
+    assert not any(session.open for session in sessions.opened)
+
+
+@pytest.mark.parametrize("words", [(), ("never said",)])
+def test_a_deadline_between_two_tokens_is_said_once(decoder, folder, monkeypatch, words):
+    generator, sessions = generator_of(decoder, folder)
+    late = [0.0]
+    monkeypatch.setattr(generators, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + late[0]))
+    request = GenerationRequest("small", PROMPT, 40, speculate=False, stop=words)
+
+    async def until_late():
+        async for _ in generator.generate(request, "owner", 60.0):
+            late[0] = 100.0
+
+    with pytest.raises(DeadlineExceeded) as raised:
+        asyncio.run(until_late())
+    assert re.fullmatch(
+        r"model 'small' had written \d+ of 40 tokens at the deadline \([^()]+\); ask for fewer, or with a "
+        r"longer one",
+        raised.value.message,
+    )
     assert not any(session.open for session in sessions.opened)
 
 
