@@ -10,6 +10,7 @@ import onnx
 import pytest
 from decoder_runs import PaperDecoder, PaperSession, WholeEncoderDecoder
 from onnx import TensorProto, helper
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.schedule.extents import extent_shape
@@ -82,6 +83,21 @@ def test_rows_of_several_sessions_are_what_each_is_alone(joined, word):
                 wanted.append(whole.step(token))
         found, expected = decoder.step(rows), np.array(wanted)
         assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_an_encoder_with_its_decoder_in_float16_is_served_and_said_to_be_rounded(tmp_path):
+    for kind in ("encoder", "decoder", "decoder_with_past"):
+        half = convert_float_to_float16(onnx.load(EXPORTS / f"t5_{kind}.onnx"))
+        onnx.save(half, tmp_path / f"t5_{kind}.onnx")
+    files = [tmp_path / f"t5_{kind}.onnx" for kind in ("decoder", "decoder_with_past")]
+    whole, session = WholeEncoderDecoder(tmp_path, "t5"), PaperSession()
+    decoder = PaperDecoder(joined_decoder(files, tmp_path / "joined"), PLANS["heads"])
+    decoder.remember(session, whole.encode(np.array([[5, 7, 9, 3]])).astype(np.float32))
+    for token in (1, 5, 7, 3):
+        found, wanted = decoder.step([(session, token)])[0], whole.step(token)
+        assert found.dtype == np.float32
+        assert np.abs(found - wanted).max() <= 1e-2 * np.abs(wanted).max()
+    assert "float16" in decoder._cuts[1].emitted.schedule.lacking
 
 
 def test_what_is_written_is_read_again_and_has_the_same_graphs_of_all_rows(joined, tmp_path):
