@@ -133,7 +133,7 @@ class Caller:
         self._random = random.Random(f"{seed}.{number}")
         self._numbers = np.random.default_rng([seed, number])
         self._keys, self._values = (np.zeros((0, 2, dim), np.float32) for dim in (16, 8))
-        self._appends = 0
+        self._appends, self._unknown = 0, False
         self.doors: dict[str, Callable[[AsyncClient, float], Awaitable[None]]] = {
             "infer": self.infer,
             "generate": self.generate,
@@ -313,6 +313,9 @@ class Caller:
 
     async def memory(self, client: AsyncClient, deadline: float) -> None:
         """An append that is made once, however often it is asked for; and what is there is attended."""
+        if self._unknown:  # who asked was cancelled, and nobody knows what is in that context
+            self._appends, self._name, self._unknown = 0, f"{self._name}x", False
+            self._keys, self._values = self._keys[:0], self._values[:0]
         if not self._appends:
             context = await client.create_context(self._name, replicas=2, exist_ok=True, **SPEC)
         else:
@@ -320,6 +323,7 @@ class Caller:
         count = self._random.choice((1, 5, 70))
         keys, values = (self._numbers.standard_normal((count, 2, dim)).astype(np.float32) for dim in (16, 8))
         self._appends += 1
+        self._unknown = True
         asking, id = 0, f"append{self._appends}"
         while True:
             asking += 1
@@ -339,9 +343,8 @@ class Caller:
                 await asyncio.sleep(0.05)
             except asyncio.CancelledError:
                 call.cancel()
-                self._appends, self._name = 0, f"{self._name}x"  # nobody knows what is in that one
-                self._keys, self._values = self._keys[:0], self._values[:0]
                 raise
+        self._unknown = False
         self._keys, self._values = np.concatenate([self._keys, keys]), np.concatenate([self._values, values])
         queries = self._numbers.standard_normal((2, 4, 16)).astype(np.float32)
         answer = await context.attend(queries, deadline=DEADLINE)
