@@ -314,7 +314,8 @@ class Caller:
     async def memory(self, client: AsyncClient, deadline: float) -> None:
         """An append that is made once, however often it is asked for; and what is there is attended."""
         if self._unknown:  # who asked was cancelled, and nobody knows what is in that context
-            self._appends, self._name, self._unknown = 0, f"{self._name}x", False
+            first, self._appends, self._unknown = self._name.partition("-")[0], 0, False
+            self._name = f"{first}-{self._random.randrange(1 << 30)}"
             self._keys, self._values = self._keys[:0], self._values[:0]
         if not self._appends:
             context = await client.create_context(self._name, replicas=2, exist_ok=True, **SPEC)
