@@ -89,8 +89,7 @@ def test_an_append_cancelled_while_it_is_committed_is_made(monkeypatch):
         append.cancel()
         await asyncio.sleep(0)
         go_on.set()
-        with pytest.raises(asyncio.CancelledError):
-            await append
+        await append  # it counts: the same call, made again, has its answer
         assert context.tokens == 9
         assert [s.id for s in house.state.list_segments(context.id)] == [context.segments[0].id]
         await asyncio.sleep(0.01)
@@ -175,8 +174,7 @@ def test_who_goes_away_meanwhile_leaves_a_context_made_or_dropped_and_its_nodes_
         create.cancel()
         await asyncio.sleep(0)
         held.go_on()
-        with pytest.raises(asyncio.CancelledError):
-            await create
+        await create  # it counts: the same call, made again, has its answer
         keys, values = np.ones((9, 2, 8), np.float32), np.ones((9, 2, 6), np.float32)
         await house.appender.append("c", "", keys, values)
         assert box.node.store.sequences()
@@ -186,8 +184,7 @@ def test_who_goes_away_meanwhile_leaves_a_context_made_or_dropped_and_its_nodes_
         drop.cancel()
         await asyncio.sleep(0)
         held.go_on()
-        with pytest.raises(asyncio.CancelledError):
-            await drop
+        await drop  # it counts: the same call, made again, has its answer
         assert house.contexts.list() == () == tuple(house.state.list_contexts())
         await until(lambda: not box.node.store.sequences())
 
@@ -234,8 +231,7 @@ def test_a_run_that_comes_to_its_end_while_it_is_stopped_has_finished(tmp_path, 
         stop.cancel()  # whoever stopped it has gone
         await asyncio.sleep(0)
         may.set()
-        with pytest.raises(asyncio.CancelledError):
-            await stop
+        await stop  # it counts: the same call, made again, has its answer
         info = house.runs.describe(run)
         assert info.state is RunState.FINISHED
         assert told == ["stopped", "finished"]
