@@ -29,7 +29,7 @@ __all__ = ["Freezer"]
 _LIFE = secrets.token_hex(8)
 _serials = itertools.count()
 """With both a graph with constants is called by what no other one is: a cell takes what is called alike for
-the same, and what has ended it is remembered by its name from one life of the node to the next."""
+the same."""
 
 
 class Freezer:

@@ -77,7 +77,7 @@ class Door(socket.socket):
         self._strangers: Counter[str] = Counter()
         self._turned: dict[Any, tuple[int, asyncio.TimerHandle]] = {}
         """By address: the status of what it is to be told, and what closes it."""
-        self._leaving: deque[socket.socket] = deque()
+        self._leaving: deque[tuple[socket.socket, asyncio.TimerHandle]] = deque()
         self._told = -TELL_SECONDS
 
     def accept(self) -> tuple[socket.socket, Any]:
@@ -105,8 +105,13 @@ class Door(socket.socket):
 
     def close(self) -> None:
         while self._leaving:
-            self._leaving.popleft().close()
+            self._close_first()
         super().close()
+
+    def _close_first(self) -> None:
+        plain, timer = self._leaving.popleft()
+        timer.cancel()
+        plain.close()
 
     def _made(self, plain: socket.socket, address: Any, closed: Callable[[], None]) -> _Connection:
         tell = self._plaintext
@@ -125,10 +130,10 @@ class Door(socket.socket):
                 plain.send(_TURNED_AWAY[status])
                 plain.shutdown(socket.SHUT_WR)
             # Closed at once, with a request that nobody has read, it would be reset, and the answer lost.
-            self._leaving.append(plain)
-            loop.call_later(TURNED_SECONDS, plain.close)
+            # Each as long as the one before it, so the first of them is the one whose time is over.
+            self._leaving.append((plain, loop.call_later(TURNED_SECONDS, self._close_first)))
             if len(self._leaving) > TURNED:
-                self._leaving.popleft().close()
+                self._close_first()
             raise BlockingIOError
         if len(self._turned) >= TURNED:
             plain.close()

@@ -166,13 +166,14 @@ class NodeMeasures:
         self, work: SegmentsWork, asked: Sequence[SegmentRun], threads: Mapping[str, int]
     ) -> Iterable[list[tuple[SegmentRun, float]]]:
         """Segments of one step, with what each should take."""
-        found: dict[str, list[tuple[SegmentRun, float]]] = {}
+        found: dict[tuple[str, str], list[tuple[SegmentRun, float]]] = {}
         for one in asked:
             known = work.get((one.step, one.part))
             if known is not None and one.node in threads:
                 expected = stated_box(one.node, threads[one.node]).seconds(known, inf)
                 machine = self._like.get(one.node, (0, ""))[1]
-                found.setdefault(machine or f"node {one.node}", []).append((one, expected))
+                # Of a machine that is not known only the node itself; a machine is called what its node says.
+                found.setdefault((machine, "" if machine else one.node), []).append((one, expected))
         return found.values()
 
     def _computed(

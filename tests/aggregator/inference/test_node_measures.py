@@ -117,6 +117,15 @@ def test_what_a_node_took_for_several_at_once_says_nothing_of_how_quick_it_is():
     assert b.slowness > 1.05 * before[0][1].slowness
 
 
+def test_a_machine_that_is_called_as_a_node_without_one_might_be_is_not_that_node_s():
+    measures, base = NodeMeasures(), stated_box("a", 2).seconds(WORK[0, 0], inf)
+    measures.told(replace(NODES[0], machine="node b"))  # of `b` nothing is known
+    both = [SegmentRun(0, part, "ab"[part], base, base + 0.004, 9, 9) for part in (0, 1)]
+    for now in range(10):
+        measures.ran(WORK, both, {"a": 2, "b": 2}, float(now))
+    assert {measures.told(node).at_once for node in (replace(NODES[0], machine="node b"), NODES[1])} == {0.0}
+
+
 def test_two_of_one_machine_are_slow_together_and_not_each():
     nodes = [NodeTold(name, 1 << 30, 0, 2, machine="m", cores=4.0) for name in "ab"]
     measures, base = NodeMeasures(), stated_box("a", 2).seconds(WORK[0, 0], inf)
