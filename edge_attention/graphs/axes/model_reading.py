@@ -294,7 +294,7 @@ class _Slimming:
         count = math.prod(shape)
         flat = places.ndim == 1
         fits = all(dim > 0 for dim in shape) and values.ndim == 1 and values.dtype.kind in "fiub"
-        fits = fits and places.dtype == np.int64 and len(places) == len(values)
+        fits = fits and places.dtype == np.int64 and places.ndim in (1, 2) and len(places) == len(values)
         if not fits or not (flat or places.shape[1:] == (len(shape),)):
             raise InvalidGraph(
                 f"{what} has {values.dtype.name} {list(values.shape)} at {list(places.shape)} places of "
@@ -306,8 +306,7 @@ class _Slimming:
                 f"{what} takes {size:,} bytes once it is dense, and {MAX_GRAPH:,} is the most of what stays "
                 "in the graph (MAX_GRAPH); make it dense in the file"
             )
-        most = np.array([count] if flat else shape, np.int64)
-        if ((places < 0) | (places.reshape(len(places), -1) >= most).reshape(places.shape)).any():
+        if ((places < 0) | (places >= (count if flat else np.array(shape, np.int64)))).any():
             raise InvalidGraph(f"{what} has numbers beyond its shape {list(shape)}; make it dense")
         self._kept += size
         dense = np.zeros(shape, values.dtype)

@@ -74,9 +74,23 @@ def test_a_sparse_initializer_is_made_dense(tmp_path: Path, places: np.ndarray) 
     assert not opened.model.graph.sparse_initializer
 
 
+@pytest.mark.parametrize("places", [np.zeros(0, np.int64), np.zeros((0, WIDE.ndim), np.int64)])
+def test_a_sparse_initializer_of_nothing_is_zeros(tmp_path: Path, places: np.ndarray) -> None:
+    model = model_of(bias())
+    model.graph.sparse_initializer.append(sparse(places, values=np.zeros(0, np.float32)))
+    onnx.save(model, tmp_path / "m.onnx")
+    found = open_model(tmp_path / "m.onnx").read("w")
+    assert found.shape == WIDE.shape
+    assert not found.any()
+
+
 @pytest.mark.parametrize(
     ("places", "changed", "said"),
     [
+        (np.array(3), {}, "do not go together"),
+        (FLAT.reshape(-1, 1), {}, "do not go together"),
+        (np.argwhere(WIDE > 1.5) + np.array([0, 30]), {}, "beyond its shape"),
+        (np.argwhere(WIDE > 1.5) - np.array([40, 0]), {}, "beyond its shape"),
         (FLAT + 1100, {}, "beyond its shape"),
         (FLAT[:-1], {}, "do not go together"),
         (FLAT, {"name": "b"}, "no name of its own|two constants"),
