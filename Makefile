@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+# What one process compiles the next ones read: tests start hundreds, each of which would compile it all again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: run demo-federated demo-generate demo-infer test test-compose test-arm64 test-systemd test-faults test-hostile fuzz test-perf-analyzer test-kserve test-torch test-kills test-callers test-cuts test-models test-split test-corpus test-upgrade test-year check compat bench protos graphs dashboards errors format clean help
 

@@ -17,7 +17,7 @@ import onnxruntime
 from edge_attention.core.tensors import Array
 from edge_attention.graphs.builders.encoder import attention_encoder
 
-__all__ = ["BASE", "MINILM", "EncoderSizes", "feeds_of", "model_file", "whole_session"]
+__all__ = ["BASE", "BASE_OF_SIX", "MINILM", "EncoderSizes", "feeds_of", "model_file", "whole_session"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class EncoderSizes:
 
 MINILM = EncoderSizes("minilm", 384, 6, 12)
 BASE = EncoderSizes("bert-base of 4 layers", 768, 4, 12)
+BASE_OF_SIX = EncoderSizes("bert-base of 6 layers", 768, 6, 12)
 
 
 def model_file(sizes: EncoderSizes, folder: Path) -> Path:

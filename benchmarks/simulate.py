@@ -2,11 +2,13 @@
 
 Both have the same rows by node, the same aggregator and rounds, and come to the same losses, or it fails. The
 time of the daemons has their start and registration in it, and the aggregator's, as that of the simulation
-has its command's own: what somebody waits for who tries a strategy. Needs scikit-learn for the images.
+has its command's own: what somebody waits for who tries a strategy. Modules are compiled before, as pip does
+with what it installs. Needs scikit-learn for the images.
 """
 
 from __future__ import annotations
 
+import compileall
 import json
 import statistics
 import subprocess
@@ -30,6 +32,7 @@ from edge_attention.tables.reading import read_table
 BOUND = 1 / 20
 """A simulation's time by that of a process a node."""
 READY_SECONDS = 600.0
+ROOT = Path(__file__).parents[1]
 JOB = """
 name = "digits"
 dataset = "digits"
@@ -49,6 +52,8 @@ epochs = 1
 def report(quick: bool) -> Report:
     """100 nodes and ten rounds; with `quick` ten and three."""
     nodes, rounds = (10, 3) if quick else (100, 10)
+    for package in ("protos", "edge_attention", "edge_node", "aggregator"):
+        compileall.compile_dir(ROOT / package, quiet=1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         Digits.load().train.write(folder / "digits.npz")
