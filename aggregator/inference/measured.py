@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from aggregator.inference.cut_request import HubTold, NodeTold
 from edge_attention.core.placement.cuts.boxes import BoxLink, BoxLinks, ComputeBox
 from edge_attention.core.placement.cuts.costs import LayerWork
-from edge_attention.core.placement.cuts.measured_lines import HALF_LIFE
+from edge_attention.core.placement.cuts.measured_bins import HALF_LIFE
 from edge_attention.core.placement.cuts.measures import FleetMeasures
 from edge_attention.core.placement.cuts.trips import StepErrand, trip_seconds, unshared_seconds
 

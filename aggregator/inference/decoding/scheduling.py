@@ -187,7 +187,7 @@ class SessionScheduler:
         return self._go()
 
     def truncate(self, number: int, length: int, now: float) -> None:
-        """ForgetSession all tokens but the first `length`. Raises as `extend`."""
+        """Forget all tokens but the first `length`. Raises as `extend`."""
         self._now = now
         session = self.require(number)
         self._require_idle(session)

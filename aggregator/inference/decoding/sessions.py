@@ -193,7 +193,7 @@ class DecoderSessions:
         return logits
 
     async def truncate(self, session: OpenSession, length: int) -> None:
-        """ForgetSession all tokens but the first `length`. Raises as `extend`."""
+        """Forget all tokens but the first `length`. Raises as `extend`."""
         session.serving.truncate(session.number, length)
         session.length = length
 

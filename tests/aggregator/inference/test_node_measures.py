@@ -21,7 +21,7 @@ from aggregator.inference.measuring import MOVED, NodeTimes, TripTimes
 from aggregator.inference.model_answer import SegmentRun
 from edge_attention.core.placement.cuts.boxes import BoxLinks, forgotten
 from edge_attention.core.placement.cuts.costs import LayerWork
-from edge_attention.core.placement.cuts.measured_lines import HALF_LIFE
+from edge_attention.core.placement.cuts.measured_bins import HALF_LIFE
 from edge_attention.core.placement.cuts.trips import StepErrand, trip_seconds
 from edge_attention.core.schedule.schedule import TensorForm
 from edge_attention.graphs.axes.meter import PRODUCTS_WORK, products_graph

@@ -9,13 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_attention.core.placement.cuts.measured_lines import (
-    HALF_LIFE,
-    MOST_BINS,
-    DecayedMean,
-    FittedLine,
-    MeasuredLine,
-)
+from edge_attention.core.placement.cuts.measured_bins import MOST_DOUBLINGS
+from edge_attention.core.placement.cuts.measured_lines import FittedLine, MeasuredLine
 
 BEFORE = FittedLine(0.3e-3, 1.0)
 amounts = st.floats(0, 1e3) | st.floats(1e-6, 1e-2)
@@ -30,22 +25,6 @@ def measured(
     for number, point in enumerate(given):
         line.add([point], float(number))
     return line
-
-
-@given(st.lists(st.tuples(st.floats(-5, 5), st.floats(0, 1e4)), min_size=1, max_size=20))
-def test_a_mean_stays_between_its_values(given: list[tuple[float, float]]) -> None:
-    mean = near = DecayedMean(given[0][0], 1.0, given[0][1])
-    for value, at in given[1:]:
-        mean, near = mean.plus(value, at), near.near(value, at)
-    for one in (mean, near):
-        assert min(v for v, _ in given) - 1e-9 <= one.value <= max(v for v, _ in given) + 1e-9
-
-
-def test_after_a_half_life_the_old_weighs_half() -> None:
-    mean = DecayedMean(0.0, 1.0, 0.0).plus(3.0, HALF_LIFE)
-    assert mean.value == pytest.approx(2.0)
-    # A clock that is read out of order weighs the value as one of now.
-    assert DecayedMean(0.0, 1.0, 50.0).plus(2.0, 20.0) == DecayedMean(1.0, 2.0, 50.0)
 
 
 @given(points, amounts, amounts)
@@ -129,8 +108,8 @@ def test_many_small_ones_do_not_drown_a_large_one() -> None:
 def test_what_is_kept_is_the_same_line_and_bounded(given: list[tuple[float, float]]) -> None:
     line, again = measured(given), MeasuredLine(BEFORE, 1e-5)
     kept = line.saved(100.0)
-    assert len(kept) <= MOST_BINS
-    again.restore(kept, 100.0)
+    assert len(kept) <= MOST_DOUBLINGS
+    again.restore(kept, 0.0, 100.0)
     assert again.line.at(0.3) == pytest.approx(line.line.at(0.3))
 
 
@@ -140,7 +119,7 @@ def test_what_is_kept_is_the_same_line_and_bounded(given: list[tuple[float, floa
 def test_what_is_no_line_is_refused(bins: list[list[float]]) -> None:
     line = measured([(0.1, 0.05)])
     with pytest.raises(ValueError, match=r"measure|values"):
-        line.restore(bins, 0.0)
+        line.restore(bins, 0.0, 0.0)
     assert line.line.at(0.1) == pytest.approx(0.05)
 
 

@@ -4,11 +4,9 @@
     a call's way       seconds beside that by bytes
     a request          seconds beside its calls by its steps
 
-Points are gathered by amount, a factor of two to a bin, so that many small ones do not drown a few large
-ones. A bin keeps a mean that forgets, and to which what is far off counts little, as a box that was
-disturbed for a while. The line is the least squares of the bins, of relative errors. What it was taken for
-before anything was measured counts where nothing else says anything: its `fixed`, while all points are of
-one size; its `each`, while there is none.
+Points are gathered by amount (measured_bins.py), a factor of two to a bin. The line is the least squares of
+the bins, of relative errors. What it was taken for before anything was measured counts where nothing else
+says anything: its `fixed`, while all points are of one size; its `each`, while there is none.
 """
 
 from __future__ import annotations
@@ -17,43 +15,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["HALF_LIFE", "DecayedMean", "FittedLine", "MeasuredLine"]
+from edge_attention.core.placement.cuts.measured_bins import Bin, MeasuredBins, doubling
 
-HALF_LIFE = 600.0
-"""Seconds."""
-NEAR = 0.15
-"""By how much of itself a value may be off a mean and count in full; of what is farther off each counts as
-much as one that is so far, so that it moves the mean no more."""
-MOST_WEIGHT = 200.0
-"""Of the values in a mean: beyond, the older give way, however quickly they came."""
-FULL_WEIGHT = 32.0
-"""Of a bin: more values in it do not make it count more beside others."""
-MOST_BINS = 32
+__all__ = ["FittedLine", "MeasuredLine"]
+
 _FIXED = 0.05
 """Points as the least that what was taken before counts as: it decides where nothing else does."""
-_LEAST = 1e-9
-_MOST = 1e15
-
-
-@dataclass(frozen=True)
-class DecayedMean:
-    """A mean whose older values weigh less."""
-
-    value: float
-    weight: float
-    at: float
-
-    def plus(self, value: float, at: float, weight: float = 1.0) -> DecayedMean:
-        """With another value, measured at `at`; one from before the last counts as of the same time."""
-        kept = self.weight * math.pow(0.5, max(at - self.at, 0.0) / HALF_LIFE)
-        total = kept + weight
-        return DecayedMean((kept * self.value + weight * value) / total, total, max(at, self.at))
-
-    def near(self, value: float, at: float) -> DecayedMean:
-        """`plus` of logarithms, robustly: NEAR bounds what a value counts, MOST_WEIGHT what was before."""
-        off = abs(value - self.value)
-        bounded = DecayedMean(self.value, min(self.weight, MOST_WEIGHT), self.at)
-        return bounded.plus(value, at, min(1.0, NEAR / off) if off > 0 else 1.0)
 
 
 @dataclass(frozen=True)
@@ -65,19 +32,6 @@ class FittedLine:
 
     def at(self, amount: float) -> float:
         return self.fixed + self.each * amount
-
-
-@dataclass(frozen=True)
-class _Bin:
-    """Means of logarithms; of the amount its plain mean, which may be 0."""
-
-    amount: float
-    seconds: DecayedMean
-
-    def plus(self, amount: float, seconds: float, now: float) -> _Bin:
-        mean = self.seconds.near(math.log(seconds), now)
-        share = 1.0 / max(min(self.seconds.weight, MOST_WEIGHT) + 1.0, 1.0)
-        return _Bin(self.amount + share * (amount - self.amount), mean)
 
 
 @dataclass
@@ -94,82 +48,58 @@ class MeasuredLine:
     before: FittedLine
     unit: float
     most_fixed: float = math.inf
-    _bins: dict[int, _Bin] = field(default_factory=dict)
+    _bins: MeasuredBins = field(init=False)
     _fitted: FittedLine | None = None
+
+    def __post_init__(self) -> None:
+        self._bins = MeasuredBins(lambda amounts: doubling(amounts[0], self.unit))
 
     @property
     def measured(self) -> bool:
-        return bool(self._bins)
+        return len(self._bins) > 0
 
     def add(self, points: Iterable[tuple[float, float]], now: float) -> None:
-        """So much took so many seconds, again and again in what is one whole, as the calls of a request.
-
-        Of those of one bin the plain mean is one value: they add up, and now and then one takes long. What is
-        no measure is left out.
-        """
-        together: dict[int, tuple[int, float, float]] = {}
-        for amount, seconds in points:
-            if 0 <= amount < _MOST and 0 < seconds < _MOST:
-                number = self._number(amount)
-                amount = amount if number else 0.0
-                count, amounts, sums = together.get(number, (0, 0.0, 0.0))
-                together[number] = count + 1, amounts + amount, sums + seconds
-        for number, (count, amounts, sums) in together.items():
-            amount, seconds = amounts / count, max(sums / count, _LEAST)
-            found = self._bins.get(number)
-            first = _Bin(amount, DecayedMean(math.log(seconds), 1.0, now))
-            self._bins[number] = first if found is None else found.plus(amount, seconds, now)
-            self._fitted = None
+        """So much took so many seconds, in one whole; see `MeasuredBins.add`."""
+        counted = (((amount if amount > self.unit else min(amount, 0.0),), took) for amount, took in points)
+        self._bins.add(counted, now)
+        self._fitted = None
 
     @property
     def line(self) -> FittedLine:
         """The line as it is now."""
         if self._fitted is None:
-            self._fitted = _fit(self._bins.values(), self.before, self.most_fixed)
+            self._fitted = _fit(self._bins.all, self.before, self.most_fixed)
         return self._fitted
 
     def saved(self, now: float) -> list[list[float]]:
         """By bin: amount, logarithm of seconds, weight, age."""
-        return [
-            [one.amount, one.seconds.value, one.seconds.weight, max(now - one.seconds.at, 0.0)]
-            for one in self._bins.values()
-        ]
+        return self._bins.saved(now)
 
-    def restore(self, bins: Sequence[Sequence[float]], now: float) -> None:
-        """What `saved` said, in place of what is known.
+    def restore(self, bins: Sequence[Sequence[float]], aged: float, now: float) -> None:
+        """What `saved` said `aged` seconds ago, in place of what is known.
 
         Raises ValueError: it is none of that; nothing is changed.
         """
-        found: dict[int, _Bin] = {}
-        for amount, value, weight, age in bins:
-            sound = all(map(math.isfinite, (amount, value, weight, age)))
-            if not sound or not 0 <= amount < _MOST or abs(value) > 40 or weight <= 0 or age < 0:
-                raise ValueError(f"no measure: {amount}, {value}, {weight}, {age}")
-            found[self._number(amount)] = _Bin(
-                float(amount), DecayedMean(float(value), float(weight), now - age)
-            )
-        self._bins, self._fitted = found, None
-
-    def _number(self, amount: float) -> int:
-        number = math.ceil(math.log2(amount / self.unit)) if amount > self.unit else 0
-        return min(number, MOST_BINS - 1)
+        if any(len(one) != 4 for one in bins):
+            raise ValueError("no measure: one has an amount, a logarithm of seconds, a weight and an age")
+        self._bins.restore(bins, aged, now)
+        self._fitted = None
 
 
-def _fit(bins: Iterable[_Bin], before: FittedLine, most_fixed: float) -> FittedLine:
-    points = [(one.amount, math.exp(one.seconds.value), one.seconds) for one in bins]
-    if not points:
+def _fit(bins: Sequence[Bin], before: FittedLine, most_fixed: float) -> FittedLine:
+    if not bins:
         return before
-    last = max(mean.at for _, _, mean in points)
+    last = max(one.logarithm.at for one in bins)
     count = x_sum = xx_sum = y_sum = xy_sum = 0.0
-    for x, y, mean in points:
-        weight = mean.weight * math.pow(0.5, (last - mean.at) / HALF_LIFE)
-        weight = min(weight, FULL_WEIGHT) / (y * y)
+    for one in bins:
+        (x,), y = one.amounts, one.seconds
+        weight = one.weight(last) / (y * y)
         count += weight
         x_sum += weight * x
         xx_sum += weight * x * x
         y_sum += weight * y
         xy_sum += weight * x * y
-    least = min(y for _, y, _ in points)
+    least = min(one.seconds for one in bins)
     # What takes less than `fixed` was taken for shows that it is less.
     fixed = min(before.fixed, 0.5 * least)
     if xx_sum <= 0:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edge_attention.core.placement.cuts.boxes import BoxLink, BoxLinks, ComputeBox
-from edge_attention.core.placement.cuts.measured_lines import DecayedMean, FittedLine, MeasuredLine
+from edge_attention.core.placement.cuts.measured_bins import DecayedMean
+from edge_attention.core.placement.cuts.measured_lines import FittedLine, MeasuredLine
 from edge_attention.core.placement.cuts.measured_ways import MeasuredWays
 
 __all__ = ["MOST_SEGMENTS", "FleetMeasures"]
@@ -204,7 +205,7 @@ class FleetMeasures:
     def restore(self, data: Mapping[str, Any], aged: float, now: float) -> None:
         """What `saved` said `aged` seconds ago. Raises ValueError: it is none of that; nothing is changed."""
         requests = MeasuredLine(REQUEST_BEFORE, 0.5)
-        requests.restore(_aged(data["requests"], aged), now)
+        requests.restore(data["requests"], aged, now)
         hub = _restored(data["hub"], aged, now)
         self._requests, self._hub, self._both = requests, hub, bool(data["both"])
 
@@ -214,7 +215,7 @@ class FleetMeasures:
         Raises ValueError, KeyError, TypeError: it is none of that; nothing is changed.
         """
         found = _BoxMeasures()
-        found.segments.restore(_aged(data["segments"], aged), now)
+        found.segments.restore(data["segments"], aged, now)
         found.way.restore(data["way"], aged, now)
         found.skew = _restored(data["skew"], aged, now)
         found.beside = _restored(data["beside"], aged, now)
@@ -271,7 +272,3 @@ def _restored(data: Sequence[float], aged: float, now: float) -> DecayedMean | N
     if not all(map(math.isfinite, (value, weight, age))) or weight <= 0 or age < 0 or abs(value) > 40:
         raise ValueError(f"no measure: {value}, {weight}, {age}")
     return DecayedMean(value, weight, now - age - aged)
-
-
-def _aged(bins: Sequence[Sequence[float]], aged: float) -> list[tuple[float, float, float, float]]:
-    return [(amount, value, weight, age + aged) for amount, value, weight, age in bins]
