@@ -20,10 +20,8 @@ import json
 import os
 import re
 import secrets
-import sqlite3
 import sys
 import tempfile
-import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,14 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from aggregator.store.blobs import Blobs
-from aggregator.store.folder import PREFIX, is_full, lock, sweep, sync, write_durably
-from aggregator.store.page_sums import PageSums
+from aggregator.store.database import Database
+from aggregator.store.folder import PREFIX, lock, sweep, sync, write_durably
 from edge_attention.core.errors import (
     AlreadyExists,
-    DataLoss,
-    DiskFull,
     FailedPrecondition,
-    Internal,
     InvalidArgument,
     NotFound,
 )
@@ -56,28 +51,6 @@ __all__ = [
 ]
 
 _DIGEST = re.compile(rb"(?=([0-9a-f]{64}))")  # looked for at every place: letters may stand before one
-
-SCHEMA = 3  # kept in the database's user_version; 3 is 2 with sums beside it, which earlier releases forget
-
-_TABLES = (
-    """CREATE TABLE contexts (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, created REAL NOT NULL,
-        spec TEXT NOT NULL)""",
-    """CREATE TABLE segments (context TEXT NOT NULL REFERENCES contexts ON DELETE CASCADE, id TEXT NOT NULL,
-        spec TEXT NOT NULL, PRIMARY KEY (context, id))""",
-    """CREATE TABLE runs (id TEXT PRIMARY KEY, name TEXT NOT NULL, created REAL NOT NULL, job TEXT NOT NULL,
-        status TEXT NOT NULL, detail TEXT NOT NULL, round INTEGER NOT NULL, version INTEGER)""",
-    """CREATE TABLE versions (run TEXT NOT NULL REFERENCES runs, version INTEGER NOT NULL,
-        round INTEGER NOT NULL, file TEXT NOT NULL, digest TEXT NOT NULL, optimizer_file TEXT,
-        optimizer_digest TEXT, created REAL NOT NULL, PRIMARY KEY (run, version))""",
-    "CREATE TABLE records (run TEXT NOT NULL REFERENCES runs, round INTEGER NOT NULL, json TEXT NOT NULL)",
-    "CREATE INDEX records_by_round ON records (run, round)",
-)
-_SINCE_2 = (
-    """CREATE TABLE appends (number INTEGER PRIMARY KEY AUTOINCREMENT,
-        context TEXT NOT NULL REFERENCES contexts ON DELETE CASCADE, request TEXT NOT NULL,
-        answer TEXT NOT NULL, UNIQUE (context, request))""",
-    "CREATE TABLE numbers (name TEXT PRIMARY KEY, next INTEGER NOT NULL)",
-)
 
 
 @dataclass(frozen=True)
@@ -148,7 +121,6 @@ class State:
         self._temporary = tempfile.TemporaryDirectory(prefix=PREFIX) if directory is None else None
         self.directory = Path(self._temporary.name if self._temporary else directory or "").absolute()
         folder = self.directory / "blobs"
-        self._mutex = threading.RLock()
         self._blobs_of: dict[str, frozenset[str]] = {}
         """Run -> the blobs that its job names, as far as somebody has asked."""
         try:
@@ -162,8 +134,8 @@ class State:
             ) from error
         try:
             self._blobs = Blobs(folder)
-            self._sums = None if self._temporary else PageSums(self.directory / "state.db")
-            self._database = self._open()
+            self._database = Database(self.directory, memory=self._temporary is not None)
+            self._rows, self._change = self._database.rows, self._database.change
             self.id = self._identity()
         except BaseException:
             os.close(self._lock_file)
@@ -177,63 +149,12 @@ class State:
             sync(self.directory)
         return path.read_text()
 
-    def _open(self) -> sqlite3.Connection:
-        if self._sums is None:
-            return self._connect(":memory:")
-        path = str(self.directory / "state.db")
-        self._sums.require_whole()
-        database = self._connect(path)
-        if not self._sums.known:  # new, or an earlier release wrote it
-            database.close()
-            self._sums.make()
-            database = self._connect(path)
-        self._sums.checkpoint(database)  # what a process that was killed has left in the log
-        return database
-
-    def _connect(self, path: str) -> sqlite3.Connection:
-        # isolation_level None: transactions begin and end where `transaction` says, nowhere else.
-        database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        if not self._temporary:
-            with contextlib.suppress(OSError):  # a file system without modes
-                os.chmod(path, 0o600)  # the files SQLite makes beside it get the same
-        try:
-            with _translated(self.directory):
-                # Checkpoints are made by `PageSums` alone.
-                for pragma in (
-                    "journal_mode=WAL",
-                    "synchronous=FULL",
-                    "foreign_keys=ON",
-                    "wal_autocheckpoint=0",
-                ):
-                    database.execute(f"PRAGMA {pragma}")
-                (schema,) = database.execute("PRAGMA user_version").fetchone()
-                if schema > SCHEMA:
-                    raise FailedPrecondition(
-                        f"state folder {self.directory} has schema {schema} and this release reads up to "
-                        f"{SCHEMA}; run the release that wrote it, or a newer one, or give another --state"
-                    )
-                if schema < SCHEMA:
-                    database.execute("BEGIN IMMEDIATE")
-                    new = (*(_TABLES if schema == 0 else ()), *(_SINCE_2 if schema < 2 else ()))
-                    for statement in (*new, f"PRAGMA user_version={SCHEMA}", "COMMIT"):
-                        database.execute(statement)
-        except BaseException:
-            self._disconnect(database)
-            raise
-        return database
-
-    def _disconnect(self, database: sqlite3.Connection) -> None:
-        if self._sums is not None:
-            self._sums.close(database)
-        else:
-            database.close()
-
     def close(self) -> None:
         """Frees the folder for another aggregator; removes a temporary one. A second call does nothing."""
-        with self._mutex:
+        with self._database.mutex:
             if self._lock_file < 0:
                 return
-            self._disconnect(self._database)
+            self._database.close()
             os.close(self._lock_file)
             self._lock_file = -1
             if self._temporary:
@@ -248,31 +169,8 @@ class State:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All changes made inside become durable together, or none does. Nested: part of the outer one."""
-        with self._mutex, _translated(self.directory):
-            nested = bool(self._database.in_transaction)
-            if nested:
-                yield
-                return
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._database.execute("COMMIT")
-            except BaseException:
-                if self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
-                raise
-            if self._sums is not None and self._sums.due():
-                self._sums.checkpoint(self._database)
-
-    def _change(self, missing: str, statement: str, *values: object) -> None:
-        """Runs one statement; `NotFound(missing)` if it changed no row."""
-        with self.transaction():
-            if not self._database.execute(statement, values).rowcount:
-                raise NotFound(missing)
-
-    def _rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
-        with self._mutex, _translated(self.directory):
-            return self._database.execute(statement, values).fetchall()
+        with self._database.transaction():
+            yield
 
     # Contexts
 
@@ -568,23 +466,6 @@ def check_run_id(id: str) -> None:
     """`InvalidArgument` unless the id may be a folder's name: 1 to 64 of a-z, 0-9 and hyphens."""
     if not re.fullmatch("[a-z0-9-]{1,64}", id):
         raise InvalidArgument(f"{id[:80]!r} is no run id; it is 1 to 64 of the characters a-z, 0-9 and '-'")
-
-
-@contextmanager
-def _translated(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except OverflowError as error:
-        raise InvalidArgument("a number does not fit into 64 bits with a sign; give a smaller one") from error
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            message = f"the database in state folder {directory} is damaged ({error}); restore it from a copy"
-            raise DataLoss(message) from error
-        # Where its shared memory cannot grow SQLite calls a full disk an error of input and output.
-        if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and is_full(directory)):
-            raise DiskFull(f"the disk of state folder {directory} is full; free space there") from error
-        raise Internal(f"the database in state folder {directory} failed: {error}; see the log") from error
 
 
 def _to_json(what: str, value: Mapping[str, Any]) -> str:

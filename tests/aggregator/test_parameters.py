@@ -368,7 +368,7 @@ def watch(name):
     setattr(os, name, call)
 for name in ("fsync", "replace", "unlink"):
     watch(name)
-state._database.set_trace_callback(lambda statement: step(statement.split()[0]))
+state._database._connection.set_trace_callback(lambda statement: step(statement.split()[0]))
 getattr(t, way)(store, store.latest("run") + 1)
 print(json.dumps(steps))
 """

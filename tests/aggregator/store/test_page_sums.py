@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregator.store import page_sums
+from aggregator.store.database import SCHEMA
 from aggregator.store.folder import write_durably
 from aggregator.store.page_sums import PageSums
-from aggregator.store.state import SCHEMA, State
+from aggregator.store.state import State
 from aggregator.store.write_ahead import require_whole
 from edge_attention.core.errors import DataLoss, DiskFull
 
@@ -61,7 +62,7 @@ def killed(tmp_path_factory):
     with State(folder / "living") as state:
         state.put_run("r", "name", 1.0, {"rounds": 3}, "running")
         fill(state, 0, 40)
-        state._sums.checkpoint(state._database)
+        state._database.checkpoint()
         fill(state, 40, 2)
         shutil.copytree(folder / "living", folder / "killed")
     return folder / "killed"
@@ -182,7 +183,7 @@ def test_wherever_a_process_ends_the_state_is_what_was_committed(tmp_path, monke
         fill(state, 6, 20)
         before = {p.name: p.read_bytes() for p in living.glob("state.db*")}
         assert before["state.db-wal"]
-        state._sums._sum(require_whole(living / "state.db-wal"))
+        state._database._sums._sum(require_whole(living / "state.db-wal"))
         sums = (living / "state.db.sums").read_bytes()
         state._database.execute("PRAGMA wal_checkpoint(PASSIVE)")
         after = (living / "state.db").read_bytes()

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from aggregator.store.database import SCHEMA
 from aggregator.store.state import (
-    SCHEMA,
     ContextRow,
     Record,
     RunRow,
