@@ -26,12 +26,16 @@ __all__ = [
     "OutputLoss",
     "StandardLoss",
     "loss_of",
+    "most_counted",
+    "sound_count",
 ]
 
 MAX_LOSS_WEIGHT = 1e6
 """A class weight or a sample's weight is at most that: sums of many stay exact enough in float32."""
 MAX_LOSS_WEIGHTS = 1 << 20
 """Class weights of a loss."""
+_ROUNDING = 1e-3
+"""A node adds up in float32."""
 
 
 @dataclass(frozen=True)
@@ -143,3 +147,17 @@ def _check_weights(values: Sequence[float], what: str) -> None:
             )
     if values and not any(values):
         raise InvalidArgument(f"{what} are all 0; nothing would count")
+
+
+def most_counted(loss: LossSpec) -> float:
+    """What a row counts at most in a mean of losses."""
+    return max(loss.class_weights, default=1.0) * (MAX_LOSS_WEIGHT if loss.weights else 1.0)
+
+
+def sound_count(count: float, most: float) -> bool:
+    """Whether rows that count `most` at most may count so much, as a node says; NaN is not.
+
+    >>> sound_count(8.0, 8.0), sound_count(8.1, 8.0), sound_count(-1.0, 8.0)
+    (True, False, False)
+    """
+    return 0 <= count <= most * (1 + _ROUNDING)

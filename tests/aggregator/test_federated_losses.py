@@ -50,13 +50,14 @@ SPEC = LossSpec(
 )
 
 
-async def started(house, strategy, local, **changed):
-    job = small_model.job(house, strategy=strategy, local=local, rounds=ROUNDS, holdout=0.0, **changed)
+async def started(house, strategy, local, tamper=None, **changed):
+    asked = {"rounds": ROUNDS, "holdout": 0.0, **changed}
+    job = small_model.job(house, strategy=strategy, local=local, **asked)
     job = replace(job, model=replace(job.model, loss=SPEC))
     released = sorted({graph.release for graph in (await house.runs.plan(job)).graphs if graph.release})
     for name in small_model.NODES:
         data = dataset("rows", x=small_model.X[name], y=labels(name), importance=importance(name))
-        house.node(name, datasets=[data], releases=released)
+        house.node(name, datasets=[data], releases=released, tamper=(tamper or {}).get(name))
     return (await house.runs.start(job)).id
 
 
@@ -153,3 +154,28 @@ def test_an_evaluation_is_the_loss_over_all_rows_held_out() -> None:
     said = (x.astype(np.float64) @ w + b).argmax(axis=1)
     assert evaluation.metrics["correct"] == (said == y).sum()
     assert evaluation.share("correct") == pytest.approx((said == y).sum() / (y != IGNORED).sum())
+
+
+@pytest.mark.parametrize("count", [-1.0, 1e12])
+def test_held_out_rows_that_count_less_than_nothing_or_more_than_they_can_do_not_count(count: float) -> None:
+    """A node could have any loss told of a version, and have the run stop by it."""
+
+    def lies(contribution):
+        told = {
+            n: np.full_like(a, count) if n == "next/loss/weight" else a
+            for n, a in contribution.tensors.items()
+        }
+        return replace(contribution, tensors=told)
+
+    async def scenario(house):
+        local = LocalSpec(OptimizerSpec("sgd", {"lr": 0.05}), batch=8, steps=1)
+        given = {"rounds": 1, "holdout": 0.5, "evaluate_every": 1}
+        run = await started(house, StrategySpec("fedavg"), local, {"e": lies}, **given)
+        return await ended(house, run)
+
+    with House() as house:
+        rounds, info = asyncio.run(scenario(house))
+    assert info.state is RunState.FINISHED, info.detail
+    held = {name: round(0.5 * rows) for name, rows in small_model.ROWS.items()}
+    assert rounds[-1].evaluation.samples == sum(held.values()) - held["e"]
+    assert rounds[-1].evaluation.loss > 0

@@ -15,7 +15,8 @@ from aggregator.training.federated.plan import LOSS_WEIGHT, SCALAR
 from aggregator.training.federated.programs import At, ProgramParts, Programs
 from aggregator.training.federated.samples import NodeSamples
 from aggregator.training.federated.work import Basis, Work
-from edge_attention.core.errors import EdgeAttentionError, NotFinite
+from edge_attention.core.errors import EdgeAttentionError, InvalidTensor, NotFinite
+from edge_attention.core.losses import sound_count
 from edge_attention.core.messages.training import Evaluation
 from edge_attention.core.tensors import Array
 
@@ -110,6 +111,10 @@ class Evaluator:
                 if not math.isfinite(value):
                     raise NotFinite(f"node {samples.node!r} returned no sum of {name} that is a number")
                 found[name] = value
+            most = len(rows) * self._programs.plan.most
+            if not sound_count(found.get(LOSS_WEIGHT, 0.0), most):
+                said = f"node {samples.node!r} says that its {len(rows):,} rows count {found[LOSS_WEIGHT]:g}"
+                raise InvalidTensor(f"{said}; they can count 0 to {most:g}")
             return found
         except EdgeAttentionError as error:
             log.warning("node %s was not evaluated: %s", samples.node, error.message)

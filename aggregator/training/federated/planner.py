@@ -30,7 +30,7 @@ from edge_attention.core.combine import from_config as combine_from
 from edge_attention.core.encodings import from_config as encoding_from
 from edge_attention.core.errors import InvalidArgument, InvalidGraph
 from edge_attention.core.learning_rates import from_config as schedule_from
-from edge_attention.core.losses import MAX_LOSS_WEIGHT, loss_of
+from edge_attention.core.losses import MAX_LOSS_WEIGHT, loss_of, most_counted
 from edge_attention.core.messages.table import MissingRule
 from edge_attention.core.messages.training import FederatedJob, LossSpec, PlannedModel
 from edge_attention.core.optimizers import from_config as optimizer_from
@@ -292,7 +292,7 @@ def plan(
         slots,
         planned,
         model.weighted,
-        _most(spec.loss),
+        most_counted(spec.loss),
         described,
         label,
     )
@@ -309,11 +309,6 @@ def _label(model: Model, loss: LossSpec) -> LabelPlan | None:
     places = math.prod(n or 1 for n in model.inputs[kind.labels][1][1:])
     bounds = reach(kind)
     return LabelPlan(kind.labels, kind.weights, kind.classes, kind.binary, bounds, MAX_LOSS_WEIGHT, places)
-
-
-def _most(loss: LossSpec) -> float:
-    """What a row counts at most."""
-    return max(loss.class_weights, default=1.0) * (MAX_LOSS_WEIGHT if loss.weights else 1.0)
 
 
 def _of_inputs(

@@ -13,10 +13,8 @@ from aggregator.engine.spool import SpooledTensor
 from aggregator.training.federated.plan import PIECE, WEIGHT, FederatedPlan
 from edge_attention.core.encodings import Plain, UpdateEncoding
 from edge_attention.core.errors import InvalidTensor, NotFinite
+from edge_attention.core.losses import sound_count
 from edge_attention.core.tensors import Array, Float32
-
-_ROUNDING = 1e-3
-"""A node adds up in float32."""
 
 
 class NotFiniteLoss(NotFinite):
@@ -93,7 +91,7 @@ def check(update: Update, plan: FederatedPlan, encoding: UpdateEncoding, batch: 
     update.loss, update.norm = (_scalar(update, name, where) for name in ("loss", "norm"))
     if plan.weighted:
         update.weight = _scalar(update, WEIGHT, where) / batch
-        if not 0 <= update.weight <= plan.most * (1 + _ROUNDING):
+        if not sound_count(update.weight, plan.most):
             said = f"{where} says that a row of its batches counts {update.weight:g}"
             raise InvalidTensor(f"{said}; it can count 0 to {plan.most:g}")
     squared = 0.0

@@ -57,6 +57,7 @@ from edge_attention.core.errors import (
     Internal,
     InvalidTensor,
 )
+from edge_attention.core.losses import most_counted, sound_count
 from edge_attention.core.messages.training import Evaluation, NodeRound, SplitJob, TrainingRound
 from edge_attention.core.schedule.schedule import Schedule
 from edge_attention.core.tensors import Array, Int64
@@ -131,6 +132,8 @@ class SplitPasses:
         self._whole = whole
         self._group = group
         self._piece = job.batch // job.micro_batches
+        self._most = self._piece * most_counted(job.model.loss)
+        """What the labels of a piece count at most."""
         self._prepared: set[str] = set()
         self._adding: AddingPrograms | None = None
         """Of the last step, unless something of it may be late."""
@@ -204,7 +207,7 @@ class SplitPasses:
         together = sums is not None and sums.together
         at_once = count if together else pieces_at_once(self._plan.stages, count)
         machine = SplitStep(count, at_once, self._patience, time.monotonic(), sums=added)
-        running = PassOfSamples(self._plan, gradients and not added)
+        running = PassOfSamples(self._plan, gradients and not added, self._most)
         answers: dict[int, ModelAnswer] = {}
         news: asyncio.Queue[tuple[str, int, Any]] = asyncio.Queue()
         in_turn = asyncio.Lock()
@@ -243,7 +246,7 @@ class SplitPasses:
 
         def adding(into: NodeSums, piece: int) -> Callable[[HeldRequest], Awaitable[None]]:
             async def add(held: HeldRequest) -> None:
-                weight = _number(held.results, LOSS_WEIGHT) if self._plan.weighted else 1.0
+                weight = _counted(held.results, self._most) if self._plan.weighted else 1.0
                 await into.add(piece, weight, held, machine.deadline - time.monotonic())
 
             return add
@@ -267,7 +270,7 @@ class SplitPasses:
                         spent.append(sums)
                         self._adding = None  # something of that try may be late
                         sums = self._new_sums(count)
-                        running = PassOfSamples(self._plan, False, running.seconds)
+                        running = PassOfSamples(self._plan, False, self._most, running.seconds)
                         answers.clear()
                         folds.clear()
                     case GiveUp(error):
@@ -453,9 +456,13 @@ class SplitPasses:
 class PassOfSamples:
     """What comes of some samples, piece by piece."""
 
-    def __init__(self, plan: SplitPlan, gradients: bool, seconds: Mapping[str, float] | None = None) -> None:
-        """`gradients`: they come piece by piece. `seconds`: of what was tried before."""
+    def __init__(
+        self, plan: SplitPlan, gradients: bool, most: float, seconds: Mapping[str, float] | None = None
+    ) -> None:
+        """`gradients`: they come piece by piece. `most`: what the labels of a piece count at most.
+        `seconds`: of what was tried before."""
         self._plan = plan
+        self._most = most
         self._wants = gradients
         self.sum = GradientSum(plan.names)
         self.metrics = dict.fromkeys(plan.metrics, 0.0)
@@ -468,10 +475,11 @@ class PassOfSamples:
 
         Raises:
             NotANumber: what came is none.
+            InvalidTensor: its labels count less than nothing, or more than they can.
         """
         results, plan = answer.results, self._plan
         loss = _number(results, LOSS)
-        count = _number(results, LOSS_WEIGHT) if plan.weighted else 1.0
+        count = _counted(results, self._most) if plan.weighted else 1.0
         self._loss += loss * count
         self._count += count
         for name in plan.metrics:
@@ -561,3 +569,14 @@ def _number(results: Mapping[str, Array], name: str) -> float:
         named = {LOSS: "the loss", LOSS_WEIGHT: "what labels count"}.get(name, name)
         raise NotANumber(named)
     return value
+
+
+def _counted(results: Mapping[str, Array], most: float) -> float:
+    """What the labels of a piece count: a group's share of the mean of all groups goes by it."""
+    count = _number(results, LOSS_WEIGHT)
+    if not sound_count(count, most):
+        raise InvalidTensor(
+            f"the node that has the loss says that a piece's labels count {count:g}; they can count 0 to "
+            f"{most:g}"
+        )
+    return count

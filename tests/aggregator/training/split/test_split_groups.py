@@ -20,9 +20,10 @@ from aggregator.training.split.checks import check, require_alike
 from aggregator.training.split.grouped import GroupRounds
 from aggregator.training.split.groups import deployment_of, group_jobs, together
 from aggregator.training.split.local_steps import LocalSteps
+from aggregator.training.split.passes import PassOfSamples
 from aggregator.training.split.trainer import SplitTrainer
 from aggregator.training.split.versions import optimizer_at
-from edge_attention.core.errors import InvalidArgument, Unavailable
+from edge_attention.core.errors import InvalidArgument, InvalidTensor, Unavailable
 from edge_attention.core.messages.training import (
     FederatedModel,
     LossSpec,
@@ -205,3 +206,17 @@ def test_of_groups_that_are_refused_no_plan_stays_on_the_disk(tmp_path):
     with pytest.raises(InvalidArgument, match="groups, number 1"):
         asyncio.run(recipe.plan())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("count", [-4.0, 4.1, 1e30])
+def test_labels_of_a_piece_count_what_they_can(count):
+    """A group's share of the mean of all groups goes by it: one node's word would be all of the model."""
+    plan = SimpleNamespace(names=(), weighted=True, metrics=())
+    done = PassOfSamples(plan, False, 4.0)
+    told = SimpleNamespace(results={"loss": np.float32(0.5), "loss/weight": np.float32(count)}, segments=())
+    with pytest.raises(InvalidTensor, match="a piece's labels count"):
+        done.add(told)
+    assert done.count == 0
+    told.results["loss/weight"] = np.float32(4.0)
+    done.add(told)
+    assert (done.count, done.mean_loss) == (4.0, 0.5)
