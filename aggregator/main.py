@@ -15,10 +15,13 @@ from aggregator.trust.commands import certificate, token
 from aggregator.trust.options import check_options, life, log_grpc, operators_files, trust_options
 from edge_attention import loop
 from edge_attention.core.errors import EdgeAttentionError
+from edge_attention.failing import ProgramGroup
 from edge_attention.options import ADDRESS, BYTES, name_sources, set_up
 
 
 @click.group(
+    "edge-aggregator",
+    cls=ProgramGroup,
     invoke_without_command=True,
     context_settings={"auto_envvar_prefix": "EDGE_AGGREGATOR", "show_default": True},
     epilog="Every option is also an environment variable: --metrics-port is EDGE_AGGREGATOR_METRICS_PORT; of "
@@ -159,13 +162,7 @@ def main(
     settings = ServerSettings(
         *listen, state, metrics_host, metrics_port, lease, patience, trusted, plan_anew, largest, retention
     )
-    try:
-        loop.run(serve(settings, RECIPES))
-    except EdgeAttentionError as error:
-        print(f"edge-aggregator: {error.message}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    loop.run(serve(settings, RECIPES))
 
 
 name_sources(main)

@@ -160,7 +160,10 @@ class Contexts:
         """
         spec.check()
         if spec.name in self._contexts or spec.name in self._creating:
-            raise AlreadyExists(f"there is a context {spec.name!r} already; drop it, or choose another name")
+            there = f"there is a context {spec.name!r} already"
+            raise AlreadyExists(
+                f"{there}; use it (in Python: exist_ok=True), drop it, or choose another name"
+            )
         context = StoredContext(f"{self._state.id}-{secrets.token_hex(4)}", spec, owner=owner)
         with contextlib.ExitStack() as stack:
             whose = owner or None

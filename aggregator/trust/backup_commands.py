@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
+from edge_attention.core.errors import InvalidArgument
+from edge_attention.failing import json_option
 
 if TYPE_CHECKING:
     from aggregator.store.backup import BackupCounts
@@ -25,7 +24,7 @@ _folder = click.Path(file_okay=False, path_type=Path)
 @click.option(
     "--state", type=_folder, help="The aggregator's state folder.  [default: edge-aggregator's own --state]"
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def backup(folder: Path, state: Path | None, as_json: bool) -> None:
     """Back up the state folder into the new FOLDER, while the aggregator runs or not.
 
@@ -35,18 +34,17 @@ def backup(folder: Path, state: Path | None, as_json: bool) -> None:
     from aggregator.store.backup import backup as make
     from aggregator.trust.audit import Audit
 
-    with _told():
-        found = _state(state)
-        made = make(found, folder)
-        with contextlib.closing(Audit(found / "audit.jsonl")) as audit:
-            audit.write("backup_made", folder=str(folder), files=made.files, bytes=made.size)
+    found = _state(state)
+    made = make(found, folder)
+    with contextlib.closing(Audit(found / "audit.jsonl")) as audit:
+        audit.write("backup_made", folder=str(folder), files=made.files, bytes=made.size)
     _say(made, f"backed up to {folder}", as_json)
 
 
 @click.command(epilog="Example: edge-aggregator restore /mnt/backups/monday --state /var/lib/edge-attention")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--state", type=_folder, help="The new state folder.  [default: edge-aggregator's own --state]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def restore(folder: Path, state: Path | None, as_json: bool) -> None:
     """Make a state folder of the backup in FOLDER. Every file is checked: one that is not whole is refused.
 
@@ -55,22 +53,11 @@ def restore(folder: Path, state: Path | None, as_json: bool) -> None:
     from aggregator.store.backup import restore as make
     from aggregator.trust.audit import Audit
 
-    with _told():
-        found = _state(state)
-        made = make(folder, found)
-        with contextlib.closing(Audit(found / "audit.jsonl")) as audit:
-            audit.write("backup_restored", folder=str(folder), files=made.files, bytes=made.size)
+    found = _state(state)
+    made = make(folder, found)
+    with contextlib.closing(Audit(found / "audit.jsonl")) as audit:
+        audit.write("backup_restored", folder=str(folder), files=made.files, bytes=made.size)
     _say(made, f"restored to {found}", as_json)
-
-
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Errors end the command with one sentence."""
-    try:
-        yield
-    except EdgeAttentionError as error:
-        click.echo(f"edge-aggregator: {error.message}", err=True)
-        sys.exit(1)
 
 
 def _state(given: Path | None) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition, InvalidArgument
+from edge_attention.core.errors import FailedPrecondition, InvalidArgument
 from edge_attention.core.tensors import require_name
+from edge_attention.failing import json_option
 
 if TYPE_CHECKING:  # imported when needed: `edge-aggregator --help` needs no database and no cryptography
     from aggregator.trust.audit import Audit
@@ -45,13 +45,9 @@ def _state_option(function: F) -> F:
     )(function)
 
 
-def _json_option(function: F) -> F:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
-
-
 @contextlib.contextmanager
 def _opened(state: Path | None) -> Iterator[_Opened]:
-    """What is kept in the state folder; errors end the command with one sentence."""
+    """What is kept in the state folder."""
     from aggregator.trust.audit import Audit
     from aggregator.trust.authority import Authority, folder_of
     from aggregator.trust.operators_certificate import TLS_AUTHORITY
@@ -59,28 +55,24 @@ def _opened(state: Path | None) -> Iterator[_Opened]:
     from edge_attention.trust.authorities import Authorities, pin_of
     from edge_attention.trust.certificates import load_pem
 
-    try:
-        state = state or click.get_current_context().find_object(Path)
-        if state is None:
-            raise InvalidArgument("give the aggregator's state folder: --state DIR, or EDGE_AGGREGATOR_STATE")
-        folder = folder_of(state)
-        if not folder.is_dir():
-            # Not made here: a mistyped folder would print tokens of an authority that no aggregator has.
-            raise FailedPrecondition(
-                f"{state} is not the state folder of an aggregator with TLS: start edge-aggregator --tls "
-                f"--state {state} once, or give the right --state"
-            )
-        authorities: Authorities = (Authority.open(folder).certificate,)
-        with contextlib.suppress(FileNotFoundError):
-            authorities = tuple(load_pem((folder / TLS_AUTHORITY).read_bytes(), TLS_AUTHORITY))
-        with (
-            contextlib.closing(Registry(folder)) as registry,
-            contextlib.closing(Audit(folder.parent / "audit.jsonl")) as audit,
-        ):
-            yield _Opened(registry, audit, pin_of(authorities), folder)
-    except EdgeAttentionError as error:
-        click.echo(f"edge-aggregator: {error.message}", err=True)
-        sys.exit(1)
+    state = state or click.get_current_context().find_object(Path)
+    if state is None:
+        raise InvalidArgument("give the aggregator's state folder: --state DIR, or EDGE_AGGREGATOR_STATE")
+    folder = folder_of(state)
+    if not folder.is_dir():
+        # Not made here: a mistyped folder would print tokens of an authority that no aggregator has.
+        raise FailedPrecondition(
+            f"{state} is not the state folder of an aggregator with TLS: start edge-aggregator --tls "
+            f"--state {state} once, or give the right --state"
+        )
+    authorities: Authorities = (Authority.open(folder).certificate,)
+    with contextlib.suppress(FileNotFoundError):
+        authorities = tuple(load_pem((folder / TLS_AUTHORITY).read_bytes(), TLS_AUTHORITY))
+    with (
+        contextlib.closing(Registry(folder)) as registry,
+        contextlib.closing(Audit(folder.parent / "audit.jsonl")) as audit,
+    ):
+        yield _Opened(registry, audit, pin_of(authorities), folder)
 
 
 @click.group()
@@ -106,7 +98,7 @@ def token() -> None:
     "--expires", metavar="SPAN", help="As 30m, 24h, 7d; or never.  [default: 24h to join, 90d for access]"
 )
 @_state_option
-@_json_option
+@json_option
 def create(
     role: str,
     name: str | None,
@@ -160,7 +152,7 @@ def create(
 
 @token.command("list")
 @_state_option
-@_json_option
+@json_option
 def list_tokens(state: Path | None, as_json: bool) -> None:
     """List tokens, without their secrets."""
     now = time.time()
@@ -182,7 +174,7 @@ def list_tokens(state: Path | None, as_json: bool) -> None:
 @token.command()
 @click.argument("token_id", metavar="ID")
 @_state_option
-@_json_option
+@json_option
 def revoke(token_id: str, state: Path | None, as_json: bool) -> None:
     """Revoke the token ID. Calls with an access token end; certificates had by a join token stay good."""
     with _opened(state) as opened:
@@ -206,7 +198,7 @@ def certificate() -> None:
 
 @certificate.command("list")
 @_state_option
-@_json_option
+@json_option
 def list_certificates(state: Path | None, as_json: bool) -> None:
     """List the newest certificate of each name."""
     now = time.time()
@@ -226,7 +218,7 @@ def list_certificates(state: Path | None, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--role", type=click.Choice(ROLES), help="Of several with that name, the one in this role.")
 @_state_option
-@_json_option
+@json_option
 def revoke_certificate(name: str, role: str | None, state: Path | None, as_json: bool) -> None:
     """Revoke all certificates of NAME: it is shut out within a second, and cannot enrol again by itself."""
     from edge_attention.trust.names import require_role

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -13,7 +14,22 @@ from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.tensors import Array
 from edge_attention.jobs.array_files import load_npy, load_npz
 
-__all__ = ["read_inputs", "write_outputs"]
+__all__ = ["output_option", "read_inputs", "write_outputs"]
+
+
+def _npz(_: click.Context, __: click.Parameter, file: Path | None) -> Path | None:
+    if file is not None and file.suffix != ".npz":  # so it is also none of the files that are read
+        raise click.BadParameter(f"{str(file)!r} is to be an .npz file; give it a name that ends so")
+    return file
+
+
+output_option: Callable[[Any], Any] = click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=_npz,
+    metavar="FILE.npz",
+    help="Write the arrays of the answer to this file.",
+)
 
 
 def read_inputs(inputs: Iterable[str]) -> dict[str, Array]:

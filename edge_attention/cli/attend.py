@@ -9,14 +9,15 @@ from typing import Any, Literal
 import click
 import numpy as np
 
-from edge_attention.cli.array_files import write_outputs
+from edge_attention.cli.array_files import output_option, write_outputs
 from edge_attention.cli.connection import connect
-from edge_attention.cli.output import json_option, print_json, print_table, say, stretches
+from edge_attention.cli.output import print_json, print_table, say, stretches
 from edge_attention.client.contexts import MAX_DEADLINE
 from edge_attention.client.results import Answer
 from edge_attention.client.sync import Context
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.tensors import Array
+from edge_attention.failing import json_option
 from edge_attention.jobs.array_files import load_npy
 
 RANDOM_BYTES = 2**30
@@ -58,9 +59,7 @@ Examples:
     default="float32",
     help="How results travel from nodes; float16: half the bytes, off by 2e-4.",
 )
-@click.option(
-    "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the arrays to an .npz file."
-)
+@output_option
 @json_option
 @click.pass_obj
 def attend(

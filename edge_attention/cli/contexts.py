@@ -8,11 +8,12 @@ from pathlib import Path
 import click
 
 from edge_attention.cli.connection import connect
-from edge_attention.cli.output import json_option, print_json, print_table, say, stretches
+from edge_attention.cli.output import print_json, print_table, say, stretches
 from edge_attention.cli.progress import append_progress
 from edge_attention.client.results import Appended
 from edge_attention.core.errors import EdgeAttentionError, InvalidTensor
 from edge_attention.core.messages.attention import Context
+from edge_attention.failing import json_option
 from edge_attention.jobs.array_files import load_npz
 
 _size = click.IntRange(1)
@@ -328,5 +329,7 @@ def _count(context: Context) -> int:
 def _range(text: str, hint: str = "--rows") -> range:
     start, colon, stop = text.partition(":")
     if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
-        raise click.BadParameter(f"{text!r} is not START:STOP, as 0:1000", param_hint=hint)
+        raise click.BadParameter(
+            f"{text!r} is not START:STOP, as 0:1000, the lower one first", param_hint=hint
+        )
     return range(int(start), int(stop))

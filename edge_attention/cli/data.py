@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
-from edge_attention.cli.output import json_option, print_json, say
+from edge_attention.cli.output import print_json, say
 from edge_attention.core.losses import CrossEntropy, loss_of
 from edge_attention.core.messages.federated import LossSpec
 from edge_attention.core.messages.table import TableSpec
+from edge_attention.failing import json_option
 from edge_attention.jobs.columns import prepared
 from edge_attention.jobs.federated_job import FederatedJob, FederatedModel
 from edge_attention.jobs.job import Encoder, FusionJob, Head

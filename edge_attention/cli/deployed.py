@@ -10,10 +10,9 @@ from typing import Any
 
 import click
 
-from edge_attention.cli.array_files import read_inputs, write_outputs
+from edge_attention.cli.array_files import output_option, read_inputs, write_outputs
 from edge_attention.cli.connection import connect
 from edge_attention.cli.output import (
-    json_option,
     print_json,
     print_table,
     require_rich,
@@ -32,6 +31,7 @@ from edge_attention.core.messages.inference import (
     ModelTensor,
 )
 from edge_attention.core.printable import shown
+from edge_attention.failing import json_option
 
 NOT_EXACT = 3
 LEFT_SECONDS = 10.0
@@ -246,9 +246,7 @@ def _of_name(client: Client, name: str) -> DeployedModel:
     metavar="INPUT=FILE.npy",
     help="An input of the model and the file of its array; or FILE.npz, with an array of each input's name.",
 )
-@click.option(
-    "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the answer to an .npz file."
-)
+@output_option
 @click.option(
     "--deadline",
     type=click.FloatRange(0, MAX_DEADLINE, min_open=True),

@@ -14,12 +14,13 @@ import click
 from click.core import ParameterSource
 
 from edge_attention.cli.connection import credentials
-from edge_attention.cli.output import json_option, print_json, say
+from edge_attention.cli.output import print_json, say
 from edge_attention.client.aio import AsyncClient
 from edge_attention.core.printable import shown
 from edge_attention.doctor.examine import Busy, Questions, examine_box, examine_port, run_fleet
 from edge_attention.doctor.examine_trust import TrustAsked
 from edge_attention.doctor.finding import Finding, Grade, failed, skipped, worst
+from edge_attention.failing import json_option
 from edge_attention.options import ADDRESS, BYTES
 
 _STYLE = {Grade.OK: "green", Grade.SKIPPED: "dim", Grade.WARNING: "yellow", Grade.FAILED: "bold red"}

@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from edge_attention.cli.connection import credentials
-from edge_attention.cli.output import json_option, print_json, say
+from edge_attention.cli.output import print_json, say
 from edge_attention.client.secure_dial import enrol_client
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument
+from edge_attention.failing import json_option
 from edge_attention.trust.certificates import ends, moment
 from edge_attention.trust.tokens import read_token
 

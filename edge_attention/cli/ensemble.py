@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from edge_attention.cli.array_files import read_inputs, write_outputs
+from edge_attention.cli.array_files import output_option, read_inputs, write_outputs
 from edge_attention.cli.connection import connect
-from edge_attention.cli.output import json_option, print_json, print_table, say
+from edge_attention.cli.output import print_json, print_table, say
 from edge_attention.client.ensembles import MAX_DEADLINE
 from edge_attention.core.messages.ensembles import DeployedEnsemble, EnsembleTensor
+from edge_attention.failing import json_option
 
 __all__ = ["ensemble"]
 
@@ -97,9 +98,7 @@ def undeploy(address: str, name: str, as_json: bool) -> None:
     metavar="INPUT=FILE.npy",
     help="An input and the file of its array; or FILE.npz, with an array of each input's name.",
 )
-@click.option(
-    "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the answer to an .npz file."
-)
+@output_option
 @click.option(
     "--deadline",
     type=click.FloatRange(0, MAX_DEADLINE, min_open=True),

@@ -8,8 +8,9 @@ import click
 
 from edge_attention.cli.array_files import read_inputs
 from edge_attention.cli.connection import connect
-from edge_attention.cli.output import json_option, print_json, say, say_on
+from edge_attention.cli.output import print_json, say, say_on
 from edge_attention.client.generation import MAX_DEADLINE
+from edge_attention.failing import json_option
 
 
 @click.command(

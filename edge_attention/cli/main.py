@@ -7,12 +7,14 @@ import re
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 
 from edge_attention.cli.connection import Credentials, remember
-from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition
+from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.keywords import hint
+from edge_attention.failing import run, want_json
 from edge_attention.options import ADDRESS, name_variables
 
 PREFIX = "EDGE_ATTENTION"
@@ -76,6 +78,7 @@ def _unavailable(name: str, package: str) -> click.Command:
     @click.command(name, context_settings={"ignore_unknown_options": True}, add_help_option=False)
     @click.argument("rest", nargs=-1, type=click.UNPROCESSED)
     def command(rest: tuple[str, ...]) -> None:
+        want_json("--json" in rest)
         raise FailedPrecondition(
             f"{name} needs {package}, which is not installed: pip install 'edge-attention[{extra}]'"
         )
@@ -136,6 +139,13 @@ _NUMBERS = {"integer": "is not a whole number", "float": "is not a number"}
 _NUMBER = re.compile(r"is not a valid (integer|float)( range)?\b")
 
 
+def _in_our_words() -> Any:
+    try:
+        return cli.main(prog_name="edge-attention", standalone_mode=False)
+    except click.ClickException as error:
+        raise _placed(error) from None
+
+
 def _placed(error: click.ClickException) -> click.ClickException:
     """The error in our words; of an option that stands after the command and belongs before it, one that says
     so."""
@@ -155,40 +165,12 @@ def _placed(error: click.ClickException) -> click.ClickException:
 
 
 def _run() -> int:
-    out = sys.stdout
-    try:
-        result = cli.main(prog_name="edge-attention", standalone_mode=False)
-        sys.stdout.flush()
-        return result if isinstance(result, int) else 0
-    except click.ClickException as error:
-        _placed(error).show()
-        return error.exit_code
-    except click.exceptions.Exit as end:
-        return end.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return 130
-    except SystemExit:
-        if sys.stdout is not out:  # click puts another there where nobody reads the pipe
-            return 0
-        raise
-    except BrokenPipeError:
-        # Whoever read the output has enough. Python would complain once more as it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except EdgeAttentionError as error:
-        message = error.message
-    except OSError as error:
-        message = f"{error.filename or 'the system'}: {error.strerror or error}"
-    except Exception as error:
-        if os.environ.get("EDGE_ATTENTION_TRACEBACK"):
-            raise
-        message = (
-            f"a defect: {type(error).__name__}: {error}; EDGE_ATTENTION_TRACEBACK=1 shows where it happened"
-        )
-    from edge_attention.cli.output import say_error
-
-    say_error(f"edge-attention: {message}")
-    return 1
+    return run(
+        _in_our_words,
+        "edge-attention",
+        sys.argv[1:],
+        bool(os.environ.get("EDGE_ATTENTION_TRACEBACK")),
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from edge_attention.cli.connection import connect
-from edge_attention.cli.output import json_option, print_json, print_table, say, size
+from edge_attention.cli.output import print_json, print_table, say, size
+from edge_attention.failing import json_option
 
 
 @click.group(

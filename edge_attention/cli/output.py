@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -18,10 +18,6 @@ from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.messages.training import COUNTED, Evaluation, TrainingRound
 from edge_attention.core.printable import json_line, shown
 
-json_option: Callable[[Any], Any] = click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON instead of text."
-)
-
 
 def say(*lines: object, err: bool = False) -> None:
     """Print `lines`, each of which stays one."""
@@ -31,12 +27,6 @@ def say(*lines: object, err: bool = False) -> None:
 def say_on(text: str) -> None:
     """Print a piece of a text, which goes on where the last one ended. Its line feeds stay."""
     click.echo("\n".join(map(shown, text.split("\n"))), nl=False)
-
-
-def say_error(message: str) -> None:
-    """Print an error to stderr. Lines after its first are indented: none passes for another error."""
-    first, *more = message.split("\n")
-    say(first, *(f"    {line.strip()}" for line in more), err=True)
 
 
 _AS_THEY_ARE = frozenset({str, int, bool, type(None)})

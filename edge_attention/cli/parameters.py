@@ -8,8 +8,9 @@ import click
 import numpy as np
 
 from edge_attention.cli.connection import connect
-from edge_attention.cli.output import json_option, print_json, print_table, say
+from edge_attention.cli.output import print_json, print_table, say
 from edge_attention.cli.versions import best_option, chosen_version, version_option
+from edge_attention.failing import json_option
 
 
 @click.command(epilog="Example: edge-attention parameters patients --output patients.safetensors")

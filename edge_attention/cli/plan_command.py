@@ -10,7 +10,7 @@ import click
 import onnx
 
 from edge_attention.cli.connection import connect
-from edge_attention.cli.output import json_option, print_json, print_table, require_rich, say
+from edge_attention.cli.output import print_json, print_table, require_rich, say
 from edge_attention.cli.plan import of_file, print_plan
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument
 from edge_attention.core.placement.cuts.boxes import ComputeBox
@@ -19,6 +19,7 @@ from edge_attention.core.placement.cuts.plan_toml import dumps_toml
 from edge_attention.core.printable import shown
 from edge_attention.core.schedule.plan import Crossing
 from edge_attention.core.schedule.saved_plan import dumps_plan
+from edge_attention.failing import json_option
 from edge_attention.graphs.axes.annotation import annotate
 from edge_attention.graphs.axes.cut import analyse
 from edge_attention.graphs.axes.input_forms import batch_names, size_said

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 import numpy as np
 
-from edge_attention.cli.array_files import read_inputs, write_outputs
+from edge_attention.cli.array_files import output_option, read_inputs, write_outputs
 from edge_attention.cli.connection import connect
-from edge_attention.cli.output import json_option, print_json, print_table, say
+from edge_attention.cli.output import print_json, print_table, say
 from edge_attention.cli.table_rows import RowFiles
 from edge_attention.cli.versions import best_option, chosen_version, version_option
 from edge_attention.client.predictions import Prediction, predicted
@@ -17,6 +17,7 @@ from edge_attention.client.runs import TrainedModel
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument
 from edge_attention.core.messages.training import RowsRead
 from edge_attention.core.tensors import Array
+from edge_attention.failing import json_option
 from edge_attention.graphs.reading import read_graph
 from edge_attention.jobs.job_file import read_job
 from edge_attention.jobs.row_reads import reads_of, require_same
@@ -72,9 +73,7 @@ WIDTH = 8
 )
 @version_option
 @best_option
-@click.option(
-    "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the outputs as an .npz file."
-)
+@output_option
 @json_option
 @click.pass_obj
 def predict(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import click
 
 from edge_attention.cli.connection import connect
-from edge_attention.cli.output import json_option, print_json, say
+from edge_attention.cli.output import print_json, say
 from edge_attention.cli.train import list_runs
 from edge_attention.core.messages.training import TrainingRun
+from edge_attention.failing import json_option
 
 
 @click.group(
@@ -46,5 +47,5 @@ def delete(address: str, run: tuple[str, ...], as_json: bool) -> None:
                 if not as_json:
                     say(f"deleted run {deleted[-1].id}, which was {deleted[-1].state.value}")
         finally:
-            if as_json:
+            if as_json and deleted:
                 print_json(deleted)

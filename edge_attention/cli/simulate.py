@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from edge_attention.cli.local_fleet import LocalFleet
-from edge_attention.cli.output import json_option, print_json, print_table, say
+from edge_attention.cli.output import print_json, print_table, say
 from edge_attention.cli.watch import watch
 from edge_attention.client.sync import Client, Run
 from edge_attention.core.errors import (
@@ -28,6 +28,7 @@ from edge_attention.core.errors import (
 )
 from edge_attention.core.messages.fleet import NodeState
 from edge_attention.core.messages.training import RunState
+from edge_attention.failing import json_option
 from edge_attention.jobs.federated_job import FederatedJob
 from edge_attention.jobs.job_file import read_job
 from edge_attention.simulation.partition import RowSharing, partition

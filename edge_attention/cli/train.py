@@ -10,12 +10,13 @@ import click
 
 from edge_attention.cli.commands import Commands
 from edge_attention.cli.connection import connect
-from edge_attention.cli.output import json_option, print_json, print_list, say, waiting
+from edge_attention.cli.output import print_json, print_list, say, waiting
 from edge_attention.cli.plan import of_file, print_plan
 from edge_attention.cli.versions import best_option, chosen_version, version_option
 from edge_attention.cli.watch import watch
 from edge_attention.client.sync import Client, Run
 from edge_attention.core.errors import InvalidArgument
+from edge_attention.failing import json_option
 
 _EPILOG = """
 Examples:

@@ -11,8 +11,9 @@ from types import FrameType
 import click
 
 from edge_attention.cli.local_fleet import AGGREGATOR, LocalFleet
-from edge_attention.cli.output import json_option, print_json, say, say_error
+from edge_attention.cli.output import print_json, say
 from edge_attention.core.errors import FailedPrecondition
+from edge_attention.failing import json_option, say_error
 
 _WARNING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback|Error:")
 

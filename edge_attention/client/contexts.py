@@ -61,8 +61,8 @@ class AsyncContext:
     """A context on the aggregator, whether it was created, asked for by name, or listed.
 
     Attributes:
-        info: what it was when it was last heard of: made, described or listed. `spec`, `tokens` and
-            `segments` are read from it; `describe` asks anew.
+        info: what it was when it was last heard of: made, appended to, described or listed. `spec`, `tokens`
+            and `segments` are read from it; `describe` asks anew, also of what others append.
     """
 
     def __init__(self, connection: ClientConnection, info: wire.Context) -> None:
@@ -80,7 +80,7 @@ class AsyncContext:
 
     @property
     def tokens(self) -> int:
-        """How many tokens it had when it was last heard of."""
+        """How many tokens it had when it was last heard of, trimmed ones included."""
         return self.info.tokens
 
     @property
@@ -153,6 +153,7 @@ class AsyncContext:
 
             try:
                 done.append(await appended(call, self._connection.caller, part))
+                self._heard(done[-1])
             except EdgeAttentionError as error:
                 if not at:
                     raise
@@ -163,6 +164,15 @@ class AsyncContext:
             if progress:
                 progress(stop, len(keys))
         return _appended(done)
+
+    def _heard(self, reply: wire.AppendResponse) -> None:
+        """What an append tells of the context: how long it is now, and the segments that took the tokens."""
+        segments = {segment.id: segment for segment in (*self.segments, *reply.segments)}
+        self.info = dataclasses.replace(
+            self.info,
+            tokens=max(self.tokens, reply.tokens.stop),
+            segments=tuple(sorted(segments.values(), key=lambda one: one.tokens.start)),
+        )
 
     async def _messages(
         self, keys: Float32, values: Float32, node: str, attempt: Attempt
@@ -220,7 +230,9 @@ class AsyncContext:
             return caller.unary(services.APPEND_DATASET, request, of.left)
 
         try:
-            return _appended([await appended(call, caller, Attempt(self.name, request_id, "", seconds))])
+            reply = await appended(call, caller, Attempt(self.name, request_id, "", seconds))
+            self._heard(reply)
+            return _appended([reply])
         except InvalidGraph as error:
             name = model if isinstance(model, str | Path) else "the model"
             raise type(error)(f"{name}: {error.message}") from None

@@ -120,7 +120,8 @@ class Fake:
     async def create(self, request, context):
         if request.spec.name in self.contexts:
             raise errors.AlreadyExists(
-                f"there is a context {request.spec.name!r} already; drop it, or choose another name"
+                f"there is a context {request.spec.name!r} already; use it (in Python: "
+                "exist_ok=True), drop it, or choose another name"
             )
         self.contexts[request.spec.name] = (request.spec, [], [])
         return a.CreateContextResponse(self.told(request.spec.name))

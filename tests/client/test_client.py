@@ -166,6 +166,15 @@ def test_long_appends_are_cut_and_nothing_is_lost(client, fake, monkeypatch):
     np.testing.assert_allclose(context.attend(queries).out, reference(keys, values, queries)[0], atol=1e-5)
 
 
+def test_a_context_knows_of_its_own_appends(client):
+    context = client.create_context("c", query_heads=4, key_heads=2, key_dim=8, value_dim=8)
+    tokens = np.ones((10, 2, 8), np.float32)
+    for appends in (1, 2):
+        context.append(tokens, tokens)
+        assert (context.tokens, len(context.segments)) == (10 * appends, appends)
+        assert f"{10 * appends} tokens in {appends} segments" in repr(context)
+
+
 def test_a_failed_append_says_what_was_stored(client, fake, monkeypatch):
     keys, values, _ = arrays(1000, 1)
     monkeypatch.setattr(contexts, "APPEND_CALL", 112 * 300)

@@ -318,6 +318,56 @@ def test_a_wrong_use_is_one_error_that_says_what_to_do(run, memory, kept, words)
         assert err.startswith(f"{words.split()[0]}: ")
 
 
+TAKES_JSON = [
+    words
+    for words, command in COMMANDS.items()
+    if any("--json" in one.opts and one.is_flag for one in command.params if isinstance(one, click.Option))
+]
+
+
+@pytest.mark.parametrize("words", TAKES_JSON)
+def test_a_wrong_use_is_an_object_for_programs(run, memory, kept, words):
+    example = EXAMPLES[words]
+    _, _, told = run(words, *example.wrong.split())
+    code, out, err = run(words, *example.wrong.split(), "--json")
+    assert code == example.code
+    assert err == told
+    assert out.count("\n") == 1
+    error = json.loads(out)["error"]
+    assert set(error) == {"name", "status", "message", "retry_after"}
+    assert error["message"] in err
+    assert (error["name"] == "UsageError") is (code == 2)
+
+
+def test_what_failed_before_is_not_said_of_the_next_command(run):
+    assert run("edge-attention contexts describe", "none", "--json")[1]
+    assert run("edge-attention contexts describe", "none")[1] == ""
+
+
+def test_a_group_s_json_is_its_command_s(run, memory):
+    for words in ("contexts", "nodes", "runs"):
+        assert run(f"edge-attention {words}", "--json", "list") == run(
+            f"edge-attention {words} list", "--json"
+        )
+    assert run("edge-attention runs", "--json", "delete", "none") == run(
+        "edge-attention runs delete", "none", "--json"
+    )
+
+
+def test_the_rest_of_what_fails_is_an_object_too(run, memory, monkeypatch):
+    """A defect; and where the variable and not the option says --json."""
+    monkeypatch.setenv("EDGE_ATTENTION_CONTEXTS_DESCRIBE_JSON", "1")
+    name = json.loads(run("edge-attention contexts describe", "none")[1])["error"]["name"]
+    assert name == "NotFound"
+
+    def broken(*_):
+        raise ZeroDivisionError("no")
+
+    monkeypatch.setattr("edge_attention.cli.nodes.connect", broken)
+    code, out, _ = run("edge-attention nodes", "--json")
+    assert (code, json.loads(out)["error"]["status"]) == (1, "INTERNAL")
+
+
 @pytest.mark.parametrize("words", JSON)
 def test_its_json_is_all_that_it_prints(run, memory, kept, fake, monkeypatch, words):
     if words.endswith("train resume"):
@@ -372,6 +422,15 @@ WRONG = {
         1,
         "edge-attention: --output no/such/out.npz cannot be written: No such file or directory",
     ),
+    "attend memory --random 1 --output x.npy": (
+        2,
+        "'x.npy' is to be an .npz file",
+    ),
+    "infer m --input x=x.npy --output x.npy": (
+        2,
+        "'x.npy' is to be an .npz file",
+    ),
+    "contexts trim memory 5:0": (2, "'5:0' is not START:STOP, as 0:1000, the lower one first"),
     "train job.toml --record no/such/rounds.jsonl": (
         1,
         "edge-attention: --record no/such/rounds.jsonl cannot be written: No such file or directory",
