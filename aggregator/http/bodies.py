@@ -41,7 +41,8 @@ PACKED_LEAST = 1024
 PACKED_LEVEL = 1
 """The quickest: numbers hardly shrink by more work."""
 
-_WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+_WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+"""x-gzip is gzip's older name (RFC 9110, section 8.4.1.3)."""
 
 
 async def read_body(request: web.Request, lease: Lease, most: int) -> bytearray:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aiohttp import web
@@ -13,14 +14,13 @@ from aggregator.http.guard import NoSuchPath
 from aggregator.inference.generation.request import GenerationUsage, PromptTooLong
 from edge_attention.core.errors import EdgeAttentionError
 
-__all__ = ["DONE", "AnswerForm", "error_body", "error_form", "event"]
+__all__ = ["DONE", "AnswerForm", "UsageOfChoices", "error_body", "error_form", "event"]
 
 DONE = b"data: [DONE]\n\n"
 ALIVE = b": alive\n\n"
 """A comment: clients pass over it."""
 
-_TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
-          404: "invalid_request_error", 413: "invalid_request_error", 429: "rate_limit_error",
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error",
           501: "invalid_request_error"}  # fmt: skip
 _CODES = {401: "invalid_api_key", 404: "model_not_found", 503: "overloaded", 504: "timeout"}
 _BY_ERROR = {PromptTooLong: "context_length_exceeded", NoSuchPath: "unknown_url"}
@@ -31,7 +31,7 @@ def error_body(status: int, error: EdgeAttentionError) -> dict[str, Any]:
     return {
         "error": {
             "message": error.message,
-            "type": _TYPES.get(status, "server_error"),
+            "type": _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error"),
             "param": param_of(error),
             "code": _BY_ERROR.get(type(error)) or _CODES.get(status),
         }
@@ -63,27 +63,26 @@ class AnswerForm:
     chat: bool
     usage: bool = False
 
-    def whole(self, text: str, finish: str, usage: GenerationUsage | None) -> dict[str, Any]:
-        """All of it at once."""
-        choice: dict[str, Any] = {"index": 0}
-        if self.chat:
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
-        else:
-            choice["text"] = text
-        choice |= {"logprobs": None, "finish_reason": finish or None}
+    def whole(self, choices: Sequence[tuple[str, str]], usage: GenerationUsage | None) -> dict[str, Any]:
+        """All of it at once: text and finish of each choice."""
+        told = []
+        for index, (text, finish) in enumerate(choices):
+            said = {"message": {"role": "assistant", "content": text, "refusal": None}}
+            text_said: dict[str, Any] = said if self.chat else {"text": text}
+            told.append({"index": index, **text_said, "logprobs": None, "finish_reason": finish or None})
         kind = "chat.completion" if self.chat else "text_completion"
-        return {**self._head(kind), "choices": [choice], "usage": _usage(usage)}
+        return {**self._head(kind), "choices": told, "usage": _usage(usage)}
 
-    def begin(self) -> bytes:
-        """The chunk before any text; of a completion there is none."""
-        return self._chunk({"role": "assistant", "content": ""}, None) if self.chat else b""
+    def begin(self, index: int = 0) -> bytes:
+        """The chunk before any text of a choice; of a completion there is none."""
+        return self._chunk({"role": "assistant", "content": ""}, None, index) if self.chat else b""
 
-    def chunk(self, text: str, finish: str) -> bytes:
-        """Some text, and at last why it ended."""
+    def chunk(self, text: str, finish: str, index: int = 0) -> bytes:
+        """Some text of a choice, and at last why it ended."""
         if not self.chat:
-            return self._chunk(text, finish or None)
+            return self._chunk(text, finish or None, index)
         delta = {"content": text} if text else {}
-        return self._chunk(delta, finish or None)
+        return self._chunk(delta, finish or None, index)
 
     def end(self, usage: GenerationUsage | None) -> bytes:
         """What it took, if that was asked for, and the stream's end."""
@@ -95,14 +94,38 @@ class AnswerForm:
     def _kind(self) -> str:
         return "chat.completion.chunk" if self.chat else "text_completion"
 
-    def _chunk(self, delta: Any, finish: str | None) -> bytes:
+    def _chunk(self, delta: Any, finish: str | None, index: int) -> bytes:
         said = {"delta" if self.chat else "text": delta}
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": finish}
+        choice = {"index": index, **said, "logprobs": None, "finish_reason": finish}
         usage = {"usage": None} if self.usage else {}
         return event({**self._head(self._kind), "choices": [choice], **usage})
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+class UsageOfChoices:
+    """What the choices of a request took together: a prompt once, of however many `choices` it has."""
+
+    def __init__(self, choices: int) -> None:
+        self._choices = choices
+        self._all: GenerationUsage | None = None
+
+    def add(self, place: int, usage: GenerationUsage | None) -> None:
+        """What the choice at `place` took; None: not known yet."""
+        if usage is None:
+            return
+        prompt = 0 if place % self._choices else usage.prompt_tokens
+        before = self._all or replace(usage, prompt_tokens=0, completion_tokens=0)
+        self._all = replace(
+            before,
+            prompt_tokens=before.prompt_tokens + prompt,
+            completion_tokens=before.completion_tokens + usage.completion_tokens,
+            lacking=before.lacking or usage.lacking,
+        )
+
+    def all(self) -> GenerationUsage | None:
+        return self._all
 
 
 def event(value: Any) -> bytes:

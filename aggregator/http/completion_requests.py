@@ -1,24 +1,26 @@
 """What is asked in OpenAI's form, read strictly: completions and chats. Pure.
 
-What would change the answer and is not done here is refused, not passed over: several choices, log
-probabilities, tools, penalties. What only concerns OpenAI's own service is taken and means nothing.
+What would change the answer and is not done here is refused, not passed over: log probabilities, tools,
+penalties. What only concerns OpenAI's own service is taken and means nothing.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aggregator.inference.batching.batch_queue import PRIORITIES, PRIORITY
-from aggregator.inference.generation.request import GenerationRequest
+from aggregator.inference.generation.request import GenerationRequest, PromptTooLong
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
 
 __all__ = ["ChatMessage", "CompletionAsk", "WrongParameter", "chat_of", "completion_of"]
 
 MESSAGES = 1024
 """Of one chat."""
+CHOICES = 128
+"""That one request may have: its prompts, `n` times each."""
 STOPS = 16
 COMPLETION_TOKENS = 16
 """What a completion has that does not say how many: as OpenAI's."""
@@ -38,8 +40,6 @@ ASIDE = frozenset(
 )
 """Fields that mean nothing here."""
 ONLY: Mapping[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
     "logprobs": (False,),
@@ -67,8 +67,13 @@ SAMPLING = frozenset(
         "stop",
         "stream",
         "stream_options",
+        "n",
     }
 )
+CHECKED = "max_tokens", "temperature", "top_p", "min_p", "repetition_penalty", "stop"
+"""Fields of a generation that may be out of range, each looked at alone, so that it can be named."""
+PART = frozenset({"type", "text", "cache_control"})
+"""Fields of a message's part; the last is for others' caches."""
 
 
 class WrongParameter(InvalidArgument):
@@ -91,15 +96,32 @@ class CompletionAsk:
     """One request.
 
     Attributes:
+        generations: of each prompt, which a chat has one of, still "".
         messages: of a chat, whose template makes the prompt; None: of a completion.
-        generation: what is generated; the prompt of a chat is still "".
+        choices: answers to each prompt.
         stream: whether the text comes as it is made; `usage`: and what it took, at the end.
     """
 
-    generation: GenerationRequest
+    generations: tuple[GenerationRequest, ...]
     messages: tuple[ChatMessage, ...] | None = None
+    choices: int = 1
     stream: bool = False
     usage: bool = False
+
+    @property
+    def model(self) -> str:
+        return self.generations[0].model
+
+    def asked(self) -> tuple[GenerationRequest, ...]:
+        """What is generated: all choices of the first prompt, then those of the next.
+
+        The first choice is what its prompt alone would have; those behind it have the next seeds.
+        """
+        return tuple(
+            one if number == 0 or one.seed is None else replace(one, seed=_beyond(one.seed, number))
+            for one in self.generations
+            for number in range(self.choices)
+        )
 
 
 def completion_of(said: Any) -> CompletionAsk:
@@ -108,10 +130,16 @@ def completion_of(said: Any) -> CompletionAsk:
     Raises:
         WrongParameter: names the field.
     """
-    fields = _fields(said, {"prompt", "max_tokens"})
+    fields = _fields(said, {"prompt", "max_tokens", "best_of"})
     stream, usage = _stream(fields)
     tokens = _whole(fields, "max_tokens", COMPLETION_TOKENS)
-    return CompletionAsk(_generation(fields, _prompt(fields.get("prompt")), tokens), None, stream, usage)
+    prompts = _prompts(fields.get("prompt"))
+    choices = _choices(fields, len(prompts))
+    if _whole(fields, "best_of", choices) != choices:
+        raise WrongParameter("best_of is not served here with other values than n's", "best_of")
+    return CompletionAsk(
+        tuple(_generation(fields, prompt, tokens) for prompt in prompts), None, choices, stream, usage
+    )
 
 
 def chat_of(said: Any) -> CompletionAsk:
@@ -128,7 +156,8 @@ def chat_of(said: Any) -> CompletionAsk:
     tokens = _whole(fields, "max_tokens", CHAT_TOKENS)
     tokens = _whole(fields, "max_completion_tokens", tokens)
     read = tuple(_message(number, one) for number, one in enumerate(messages))
-    return CompletionAsk(_generation(fields, "", tokens), read, stream, usage)
+    choices = _choices(fields, 1)
+    return CompletionAsk((_generation(fields, None, tokens),), read, choices, stream, usage)
 
 
 def _fields(said: Any, own: set[str]) -> Mapping[str, Any]:
@@ -152,15 +181,32 @@ def _fields(said: Any, own: set[str]) -> Mapping[str, Any]:
     return fields
 
 
+def _choices(fields: Mapping[str, Any], prompts: int) -> int:
+    choices = _whole(fields, "n", 1)
+    if choices < 1 or choices * prompts > CHOICES:
+        raise WrongParameter(
+            f"n is {choices}, of {prompts:,} prompts; it is 1 at least, and a request has {CHOICES} choices "
+            "at most, of all its prompts",
+            "prompt" if choices == 1 else "n",
+        )
+    return choices
+
+
+def _beyond(seed: int, number: int) -> int:
+    """The seed `number` behind, of 64 bits with a sign."""
+    return (seed + number + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
 def _generation(
-    fields: Mapping[str, Any], prompt: str | tuple[int, ...], max_tokens: int
+    fields: Mapping[str, Any], prompt: str | tuple[int, ...] | None, max_tokens: int
 ) -> GenerationRequest:
+    """`prompt` None: there is none yet."""
     seed = fields.get("seed")
     if seed is not None and (type(seed) is not int or not -(1 << 63) <= seed < 1 << 63):
         raise WrongParameter(f"seed must be a whole number of 64 bits, not {_shown(seed)}", "seed")
-    return GenerationRequest(
+    made = GenerationRequest(
         model=fields["model"],
-        prompt=prompt,
+        prompt="" if prompt is None else prompt,
         max_tokens=max_tokens,
         temperature=_number(fields, "temperature", 1.0),
         top_p=_number(fields, "top_p", 1.0),
@@ -171,22 +217,39 @@ def _generation(
         stop=_stops(fields.get("stop", ())),
         priority=_priority(fields),
     )
+    plain = GenerationRequest(made.model, "x", 1)
+    for field in CHECKED if prompt is None else ("prompt", *CHECKED):
+        try:
+            replace(plain, **{field: getattr(made, field)}).check()
+        except PromptTooLong:
+            raise  # which has a code of its own
+        except InvalidArgument as error:
+            raise WrongParameter(error.message, field) from None
+    return made
+
+
+def _prompts(value: Any) -> tuple[str | tuple[int, ...], ...]:
+    several = isinstance(value, list) and value and isinstance(value[0], str | list)
+    return tuple(_prompt(one) for one in (value if several else [value]))
 
 
 def _prompt(value: Any) -> str | tuple[int, ...]:
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
-        value = value[0]
     if isinstance(value, str):
-        return value
+        return _text(value, "prompt")
     if isinstance(value, list) and value and all(type(one) is int and 0 <= one < 1 << 31 for one in value):
         return tuple(value)
-    several = isinstance(value, list) and len(value) > 1 and isinstance(value[0], str | list)
-    raise WrongParameter(
-        "several prompts in one request are not served here; send a request each"
-        if several
-        else "prompt is a string, or a list of token ids",
-        "prompt",
-    )
+    raise WrongParameter("prompt is a string, or a list of token ids, or a list of those", "prompt")
+
+
+def _text(value: str, where: str) -> str:
+    """The text, which is one: JSON can say half a character, which no tokenizer knows."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise WrongParameter(
+            f"{where} has a lone surrogate, half a character: send whole ones", where
+        ) from None
+    return value
 
 
 def _message(number: int, one: Any) -> ChatMessage:
@@ -202,11 +265,15 @@ def _message(number: int, one: Any) -> ChatMessage:
             raise WrongParameter(f"{where}: only parts of type text are served here", where)
         if any(not isinstance(part.get("text"), str) for part in content):
             raise WrongParameter(f"{where}: a part of type text has its text, a string", where)
+        for name in (name for part in content for name in part if name not in PART and part[name]):
+            raise WrongParameter(f"{where}: {name[:40]} of a part is not served here", where)
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str):
         raise WrongParameter(f"{where}: content is a string, or a list of parts of type text", where)
-    name = one.get("name", "")
-    return ChatMessage(one["role"], content, name if isinstance(name, str) else "")
+    name = "" if one.get("name") is None else one["name"]
+    if not isinstance(name, str):
+        raise WrongParameter(f"{where}: name is a string", where)
+    return ChatMessage(one["role"], _text(content, where), _text(name, where))
 
 
 def _stream(fields: Mapping[str, Any]) -> tuple[bool, bool]:
@@ -215,6 +282,9 @@ def _stream(fields: Mapping[str, Any]) -> tuple[bool, bool]:
         raise WrongParameter("stream is true or false", "stream")
     if not isinstance(options, dict) or (options and not stream):
         raise WrongParameter("stream_options is an object, and goes with stream only", "stream_options")
+    for name in options:
+        if name not in ("include_usage", "include_obfuscation"):  # the other pads OpenAI's own chunks
+            raise WrongParameter(f"stream_options: {name[:40]} is not served here", "stream_options")
     usage = options.get("include_usage", False)
     if type(usage) is not bool:
         raise WrongParameter("stream_options.include_usage is true or false", "stream_options")
@@ -229,7 +299,7 @@ def _stops(value: Any) -> tuple[str, ...]:
         or not all(isinstance(s, str) for s in stops)
     ):
         raise WrongParameter(f"stop is a string, or a list of at most {STOPS}", "stop")
-    return tuple(one for one in stops if one)
+    return tuple(_text(one, "stop") for one in stops if one)
 
 
 def _priority(fields: Mapping[str, Any]) -> int:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -23,12 +24,12 @@ from aggregator.bounds.bounds import BODIES, GENERATIONS
 from aggregator.bounds.budget import Budgets
 from aggregator.http.bodies import read_body
 from aggregator.http.chat_prompts import PLAIN_STOP, ChatPrompts
-from aggregator.http.completion_answers import ALIVE, AnswerForm, error_body, event
+from aggregator.http.completion_answers import ALIVE, AnswerForm, UsageOfChoices, error_body, event
 from aggregator.http.completion_requests import CompletionAsk, chat_of, completion_of
 from aggregator.http.endpoints import HttpCall, HttpEndpoint, http_status
 from aggregator.http.json_tensors import strict_json
 from aggregator.inference.generation.generator import Generator
-from aggregator.inference.generation.request import GenerationEvent, GenerationUsage
+from aggregator.inference.generation.request import GenerationEvent, GenerationRequest
 from aggregator.inference.generation.texts import DeploymentText
 from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition, MessageTooLarge, NotFound
 
@@ -40,6 +41,8 @@ ASKED_VALUES = 64 * 1024
 """Commas and brackets in it: text has few, and what has many takes the event loop long to read."""
 GENERATION_SECONDS = 600.0
 """For all of a text."""
+AT_ONCE = 8
+"""Choices of one request that are made at a time."""
 ALIVE_SECONDS = 10.0
 """A stream without a token says so often that it goes on."""
 STUCK_SECONDS = 30.0
@@ -66,13 +69,13 @@ class Completions:
         await self._prompts.close()
 
     async def models(self, call: HttpCall) -> web.StreamResponse:
-        data = [self._told(name) for name in self._generator.models()]
+        data = [self._told(name) for name in await self._generator.writers()]
         return web.json_response({"object": "list", "data": data})
 
     async def model(self, call: HttpCall) -> web.StreamResponse:
         name = call.request.match_info["model"]
-        if name not in self._generator.models():
-            known = ", ".join(self._generator.models()) or "none"
+        if name not in (writers := await self._generator.writers()):
+            known = ", ".join(writers) or "none"
             raise NotFound(f"the model {name[:80]!r} does not exist; models that make text here: {known}")
         return web.json_response(self._told(name))
 
@@ -83,7 +86,7 @@ class Completions:
         ask = completion_of(await self._said(call))
         until = time.monotonic() + GENERATION_SECONDS
         with self._budgets.take(GENERATIONS, call.caller or None):
-            await self._text(ask.generation.model)
+            await self._text(ask.model)
         return await self._answer(
             call, ask, AnswerForm(*_new("cmpl", ask), chat=False, usage=ask.usage), until
         )
@@ -92,14 +95,15 @@ class Completions:
         ask = chat_of(await self._said(call))
         until = time.monotonic() + GENERATION_SECONDS
         with self._budgets.take(GENERATIONS, call.caller or None):  # a template takes its time, too
-            deployment = self._generator.deployment(ask.generation.model)  # another has another template
-            files = (await self._text(ask.generation.model)).files
+            deployment = self._generator.deployment(ask.model)  # another has another template
+            files = (await self._text(ask.model)).files
             template, left = files.chat_template, until - time.monotonic()
             prompt = await self._prompts.of(template, files.special, ask.messages or (), left)
-        generation = replace(ask.generation, prompt=prompt, special=template is None, deployment=deployment)
+        (one,) = ask.generations
+        generation = replace(one, prompt=prompt, special=template is None, deployment=deployment)
         if template is None:
             generation = replace(generation, stop=(*generation.stop, PLAIN_STOP))
-        ask = replace(ask, generation=generation)
+        ask = replace(ask, generations=(generation,))
         return await self._answer(
             call, ask, AnswerForm(*_new("chatcmpl", ask), chat=True, usage=ask.usage), until
         )
@@ -127,34 +131,44 @@ class Completions:
     async def _answer(
         self, call: HttpCall, ask: CompletionAsk, form: AnswerForm, until: float
     ) -> web.StreamResponse:
-        events = self._generator.generate(ask.generation, call.caller, until - time.monotonic())
+        caller = call.caller
+
+        def generated(request: GenerationRequest) -> AsyncGenerator[GenerationEvent]:
+            return self._generator.generate(request, caller, until - time.monotonic())
+
+        asked = ask.asked()
+        events = _coming([partial(generated, one) for one in asked])
+        usages = UsageOfChoices(ask.choices)
         async with aclosing(events):
             if ask.stream:
-                return await _streamed(call, events, form)
-            text, finish = "", ""
-            usage: GenerationUsage | None = None
-            async for one in events:
-                text += one.text
-                finish, usage = one.finish or finish, one.usage or usage
-            return web.json_response(form.whole(text, finish, usage))
+                return await _streamed(call, events, form, usages)
+            texts, finishes = [""] * len(asked), [""] * len(asked)
+            async for found in events:
+                if found is not None:
+                    at, one = found
+                    texts[at] += one.text
+                    finishes[at] = one.finish or finishes[at]
+                    usages.add(at, one.usage)
+            return web.json_response(form.whole(tuple(zip(texts, finishes, strict=True)), usages.all()))
 
 
 async def _streamed(
-    call: HttpCall, events: AsyncGenerator[GenerationEvent], form: AnswerForm
+    call: HttpCall, events: Events, form: AnswerForm, usages: UsageOfChoices
 ) -> web.StreamResponse:
     """What goes wrong before the first token has a status of its own; behind, it is an event."""
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
-    usage: GenerationUsage | None = None
-    begun = False
+    begun: set[int] = set()
     try:
-        async with aclosing(_or_alive(events)) as coming:
-            async for one in coming:
-                data = ALIVE if one is None else b""
-                if one is not None and (one.text or one.finish):
-                    data = (b"" if begun else form.begin()) + form.chunk(one.text, one.finish)
-                    begun, usage = True, one.usage or usage
-                await _write(call, response, data)
-        await _write(call, response, form.end(usage))
+        async for found in events:
+            data = ALIVE
+            if found is not None:
+                data, (at, one) = b"", found
+                if one.text or one.finish:
+                    data = (b"" if at in begun else form.begin(at)) + form.chunk(one.text, one.finish, at)
+                    begun.add(at)
+                usages.add(at, one.usage)
+            await _write(call, response, data)
+        await _write(call, response, form.end(usages.all()))
     except EdgeAttentionError as error:
         if call.response is None:
             raise
@@ -166,21 +180,33 @@ async def _streamed(
     return response
 
 
-async def _or_alive(events: AsyncGenerator[GenerationEvent]) -> AsyncGenerator[GenerationEvent | None]:
-    """The events; None where none has come for ALIVE_SECONDS."""
-    queue: asyncio.Queue[GenerationEvent | Exception | None] = asyncio.Queue(1)
+Events = AsyncGenerator[tuple[int, GenerationEvent] | None]
+
+
+async def _coming(generations: Sequence[Callable[[], AsyncGenerator[GenerationEvent]]]) -> Events:
+    """The events of all, each with its place, AT_ONCE at a time; None where none has come for ALIVE_SECONDS.
+
+    The first that fails ends all."""
+    queue: asyncio.Queue[tuple[int, GenerationEvent] | Exception | None] = asyncio.Queue(1)
+    waiting = iter(enumerate(generations))
 
     async def pump() -> None:
-        try:
-            async with aclosing(events):
+        for place, generation in waiting:
+            async with aclosing(generation()) as events:
                 async for one in events:
-                    await queue.put(one)
-            await queue.put(None)
-        except Exception as error:
-            await queue.put(error)
+                    await queue.put((place, one))
 
-    # One task has all of the generation: its deadlines are that task's.
-    task = asyncio.create_task(pump(), name="generation")
+    async def pumps() -> None:
+        try:
+            # One task has all of a generation: its deadlines are that task's.
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(AT_ONCE, len(generations))):
+                    group.create_task(pump(), name="generation")
+            await queue.put(None)
+        except* Exception as errors:
+            await queue.put(errors.exceptions[0])
+
+    task = asyncio.create_task(pumps(), name="generations")
     try:
         while True:
             try:
@@ -209,4 +235,4 @@ async def _write(call: HttpCall, response: web.StreamResponse, data: bytes) -> N
 
 
 def _new(kind: str, ask: CompletionAsk) -> tuple[str, str, int]:
-    return f"{kind}-{secrets.token_hex(12)}", ask.generation.model, int(time.time())
+    return f"{kind}-{secrets.token_hex(12)}", ask.model, int(time.time())

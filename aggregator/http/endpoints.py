@@ -131,7 +131,9 @@ class Endpoints:
         for endpoint in endpoints:
             self._guard.forms["/" + endpoint.path.split("/")[1]] = form
             handler, expected = self._handler(endpoint, form), self._expected(endpoint, form)
-            app.router.add_route(endpoint.method, endpoint.path, handler, expect_handler=expected)
+            # HEAD is GET without the body (RFC 9110): probes and `curl -I` ask so.
+            for method in ("GET", "HEAD") if endpoint.method == "GET" else (endpoint.method,):
+                app.router.add_route(method, endpoint.path, handler, expect_handler=expected)
             self._guard.admitting.add(handler)
 
     def _expected(

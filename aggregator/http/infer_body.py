@@ -42,6 +42,8 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 TENSORS = 1024
 """Inputs of one request, and outputs it names."""
 PARAMETERS = 64
+CHARACTERS = 4096
+"""Of a parameter that is a string."""
 MOST_WHOLE = 1 << 63
 """Whole numbers of parameters are less, and no less than the negative of it: gRPC's have 64 bits."""
 JOINED_ELEMENTS = 32 * 1024
@@ -296,9 +298,10 @@ def _parameters(value: Any, what: str) -> Mapping[str, Parameter]:
             f"Unable to parse 'parameters' of {what}: it is an object of at most {PARAMETERS} members"
         )
     for name, one in value.items():
-        if type(one) not in (bool, int, float, str) or (isinstance(one, str) and len(one) > 4096):
+        if type(one) not in (bool, int, float, str) or (isinstance(one, str) and len(one) > CHARACTERS):
             raise InvalidArgument(
-                f"parameter {name[:80]!r} of {what}: a parameter is a string, a number, or true or false"
+                f"parameter {name[:80]!r} of {what}: a parameter is a string of at most {CHARACTERS:,} "
+                "characters, a number, or true or false"
             )
         require_64_bits(name, one, what)
     return value

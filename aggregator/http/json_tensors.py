@@ -36,7 +36,8 @@ def strict_json(text: bytes | bytearray | memoryview, what: str) -> Any:
         InvalidArgument: it is none, names something twice, has NaN or is nested too deeply.
     """
     try:
-        return json.loads(str(text, "utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+        # Of a byte order mark RFC 8259 says that it may be passed over: editors and PowerShell write one.
+        return json.loads(str(text, "utf-8-sig"), object_pairs_hook=_once, parse_constant=_no_constant)
     except RecursionError:
         raise InvalidArgument(f"{what}: it is nested too deeply") from None
     except UnicodeDecodeError as error:

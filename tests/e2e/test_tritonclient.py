@@ -381,7 +381,7 @@ def test_the_stub_alone(fleet):
         answer = stub.ModelInfer(request)
         classes, differences = answer.outputs
         assert (classes.datatype, list(classes.shape)) == ("BYTES", [1, 2])
-        assert answer.raw_output_contents[0] == b"\x0c\0\0\x0016.000000:15\x0c\0\0\x0015.000000:14"
+        assert answer.raw_output_contents[0] == b"\x05\0\0\x0016:15\x05\0\0\x0015:14"
         assert (differences.name, answer.raw_output_contents[1]) == ("OUTPUT1", (FIRST - SECOND).tobytes())
 
 

@@ -20,8 +20,10 @@ from typing import Any, Protocol
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages.inference import TEXT_FILES
 
-__all__ = ["BytesCoder", "TextCoder", "TextFiles", "read_begins", "read_text_files"]
+__all__ = ["TOKENIZER", "BytesCoder", "TextCoder", "TextFiles", "read_begins", "read_text_files"]
 
+TOKENIZER = "tokenizer.json"
+"""Whose deployment makes text."""
 FILE_BYTES = 64 * 1024 * 1024
 """Of a tokenizer.json."""
 CONFIG_BYTES = 4 * 1024 * 1024
@@ -87,7 +89,7 @@ def read_text_files(folder: Path) -> TextFiles | None:
         InvalidArgument: one is too large, or does not say what it should; names it.
     """
     paths = {name: folder / name for name in TEXT_FILES}
-    tokenizer = paths["tokenizer.json"]
+    tokenizer = paths[TOKENIZER]
     if not tokenizer.is_file():
         return None
     size = tokenizer.stat().st_size

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -26,7 +26,13 @@ from aggregator.inference.generation.sessions import TokenForm, TokenSessions
 from aggregator.inference.generation.texts import DeploymentText, DeploymentTexts
 from aggregator.inference.generation.written_text import WrittenText
 from aggregator.inference.traffic import ModelTraffic
-from edge_attention.core.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, Unavailable
+from edge_attention.core.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
 from edge_attention.core.generation.course import PROMPT_ROWS, GenerationCourse
 from edge_attention.core.generation.speculation import SpeculationRule
 from edge_attention.core.tensors import Float32
@@ -71,6 +77,15 @@ class Generator(Generic[S]):
     def models(self) -> Sequence[str]:
         """Names of the models that can be asked."""
         return self._sessions.models()
+
+    async def writers(self) -> Sequence[str]:
+        """Names of those that have a tokenizer, too: they make text."""
+        found = []
+        for name in self._sessions.models():
+            with suppress(NotFound):  # it has gone meanwhile
+                if await self._texts.there(name):
+                    found.append(name)
+        return found
 
     def deployment(self, model: str) -> str:
         """Names the deployment that generations are of now, and no other. Raises NotFound: there is none."""

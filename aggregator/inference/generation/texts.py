@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aggregator.inference.generation.coders import (
+    TOKENIZER,
     BytesCoder,
     TextCoder,
     TextFiles,
@@ -55,6 +56,11 @@ class DeploymentTexts:
         while len(self._known) > CODERS:
             await self._forget(next(iter(self._known)))
         return found
+
+    async def there(self, model: str) -> bool:
+        """Whether the deployment has a tokenizer. Raises NotFound."""
+        _, folder = self._folder(model)
+        return await asyncio.to_thread((folder / TOKENIZER).is_file)
 
     async def begins(self, model: str) -> tuple[int, ...]:
         """The tokens that the deployment's decoder begins with, where it is beside an encoder; () if none is

@@ -19,6 +19,7 @@ from edge_attention.core.messages.open_inference import (
     ModelConfig,
     ModelMetadata,
     NamedTensor,
+    Parameter,
     TensorMetadata,
 )
 from edge_attention.core.tensors import Array
@@ -47,7 +48,7 @@ def checked(
 
     Raises:
         InvalidArgument, InvalidTensor: names the input or output, and what the model has.
-        NotFound: an input lies in shared memory.
+        NotFound: an input lies in shared memory, or an output is to.
     """
     where = f"for model '{metadata.name}'"
     told = f"[request id: {request.id[:80] or '<id_unknown>'}] "
@@ -59,6 +60,7 @@ def checked(
                 f"{told}unexpected inference output '{output.name[:80]}' {where}; its outputs: "
                 f"{_listed(known)}"
             )
+        _require_no_region(output.parameters, told, "take the tensor from the answer")
     rows = _rows(request.inputs, config, told)
     feeds = {one.name: _feed(inputs[one.name], one, where, told, joined) for one in metadata.inputs}
     wanted = tuple(dict.fromkeys(one.name for one in request.outputs)) or tuple(known)
@@ -84,11 +86,7 @@ def _by_name(
         if tensor.name in inputs:
             raise InvalidArgument(f"{told}input '{tensor.name[:80]}' already exists in request; send it once")
         inputs[tensor.name] = tensor
-        if (region := tensor.parameters.get("shared_memory_region")) is not None:
-            raise NotFound(
-                f"{told}Unable to find shared memory region: '{str(region)[:80]}'; there is no shared memory "
-                "with this server: send the tensor's bytes"
-            )
+        _require_no_region(tensor.parameters, told, "send the tensor's bytes")
     known = [one.name for one in metadata.inputs]
     if len(inputs) != len(known):
         missing = [name for name in known if name not in inputs]
@@ -103,6 +101,15 @@ def _by_name(
                 f"{told}unexpected inference input '{name[:80]}' {where}; its inputs: {_listed(known)}"
             )
     return inputs
+
+
+def _require_no_region(parameters: Mapping[str, Parameter], told: str, instead: str) -> None:
+    """Raises NotFound where a tensor is to lie in shared memory: who asks would read there what was there."""
+    if (region := parameters.get("shared_memory_region")) is not None:
+        raise NotFound(
+            f"{told}Unable to find shared memory region: '{str(region)[:80]}'; there is no shared memory "
+            f"with this server: {instead}"
+        )
 
 
 def _rows(inputs: Sequence[NamedTensor], config: ModelConfig, told: str) -> int:

@@ -41,8 +41,12 @@ def classified(array: Array, classes: object, name: str, *, batched: bool) -> Ar
     order = np.argsort(keys[:, ::-1], axis=1, kind="stable")[:, ::-1][:, :most]
     order = rows.shape[1] - 1 - order
     found = np.empty(order.shape, object)
+    form = "f" if rows.dtype.kind == "f" else "d"  # as Triton writes them, of all digits
     for row, indices in enumerate(order):
-        found[row] = [f"{float(rows[row, i]):f}:{i}".encode() for i in indices]
+        values = rows[row, indices].tolist()
+        found[row] = [
+            f"{value:{form}}:{i}".encode() for value, i in zip(values, indices.tolist(), strict=True)
+        ]
     return found if batched and array.ndim else found[0]
 
 

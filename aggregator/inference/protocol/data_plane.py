@@ -101,7 +101,8 @@ class DataPlane:
         Raises:
             InvalidArgument: there is no such model.
         """
-        found = tuple(one for source in self._sources for one in source.statistics(name, version))
+        number = version.lstrip("0") or version
+        found = tuple(one for source in self._sources for one in source.statistics(name, number))
         if not found and name:
             at = f", version {version[:40]}," if version else ""
             raise InvalidArgument(f"requested model '{name[:80]}'{at} is not available")
@@ -245,7 +246,7 @@ class DataPlane:
                 "should be an integral value > 0"
             )
         for source in self._sources:
-            if (found := source.find(name, version)) is not None:
+            if (found := source.find(name, version.lstrip("0") or version)) is not None:
                 return found
         return None
 

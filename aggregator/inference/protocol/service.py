@@ -89,6 +89,8 @@ class OpenInferenceApi:
         return o.RepositoryModelResponse()
 
     async def trace(self, request: o.TraceSettingRequest, call: Any) -> o.TraceSettingResponse:
+        if request.model_name:
+            self._plane.require(request.model_name, "")
         return o.TraceSettingResponse(self._plane.trace_settings(request.settings))
 
     async def log(self, request: o.LogSettingsRequest, call: Any) -> o.LogSettingsResponse:

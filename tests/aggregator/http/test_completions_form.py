@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from aggregator.http.completion_answers import DONE, AnswerForm, error_body
+from aggregator.http.completion_answers import DONE, AnswerForm, UsageOfChoices, error_body
 from aggregator.http.completion_requests import ChatMessage, WrongParameter, chat_of, completion_of
 from aggregator.inference.generation.request import GenerationUsage
 from edge_attention.core.errors import NotFound
@@ -27,12 +27,12 @@ def chat(**more):
 
 
 def test_what_is_not_said_is_as_openai_has_it():
-    asked = complete().generation
+    asked = complete().generations[0]
     assert (asked.max_tokens, asked.temperature, asked.top_p) == (16, 1.0, 1.0)
     assert (asked.seed, asked.stop, asked.priority) == (None, (), 0)
     assert not complete().stream
     assert chat().messages == (ChatMessage("user", "hello"),)
-    assert chat(max_tokens=3, max_completion_tokens=5).generation.max_tokens == 5
+    assert chat(max_tokens=3, max_completion_tokens=5).generations[0].max_tokens == 5
     assert (
         complete(
             n=1, best_of=1, echo=False, logprobs=None, presence_penalty=0.0, frequency_penalty=0, user="u"
@@ -46,13 +46,14 @@ def test_what_is_said_is_taken():
         max_tokens=7, temperature=0, top_p=0.5, top_k=4, min_p=0.1, seed=-1, stop="x", stream=True,
         stream_options={"include_usage": True}, priority=2,
     )  # fmt: skip
-    one = asked.generation
+    one = asked.generations[0]
     assert (one.max_tokens, one.temperature, one.top_p, one.top_k, one.min_p) == (7, 0.0, 0.5, 4, 0.1)
     assert (one.seed, one.stop, one.priority) == (-1, ("x",), 2)
     assert (asked.stream, asked.usage) == (True, True)
-    assert complete(prompt=[1, 2]).generation.prompt == (1, 2)
-    assert complete(prompt=["a"]).generation.prompt == "a"
-    assert complete(prompt=[[3]]).generation.prompt == (3,)
+    assert complete(prompt=[1, 2]).generations[0].prompt == (1, 2)
+    assert complete(prompt=["a"]).generations[0].prompt == "a"
+    assert complete(prompt=[[3]]).generations[0].prompt == (3,)
+    assert [one.prompt for one in complete(prompt=["a", [3, 4]]).generations] == ["a", (3, 4)]
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     assert chat(messages=[{"role": "user", "content": parts}]).messages == (ChatMessage("user", "ab"),)
 
@@ -62,10 +63,25 @@ def test_what_is_said_is_taken():
     [
         ({"model": None}, "model"),
         ({"prompt": None}, "prompt"),
-        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": ["a"] * 129}, "prompt"),
+        ({"prompt": ["a", "b"], "n": 65}, "n"),
+        ({"prompt": ["a", [1]], "best_of": 2}, "best_of"),
+        ({"prompt": ["a", 1]}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": "half of \ud83d"}, "prompt"),
+        ({"stop": "\ud83d"}, "stop"),
+        ({"stop": "x" * 300}, "stop"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"top_p": 0}, "top_p"),
+        ({"min_p": 2}, "min_p"),
+        ({"temperature": -1}, "temperature"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options"),
         ({"prompt": [1.5]}, "prompt"),
         ({"prompt": [True]}, "prompt"),
-        ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": 2, "best_of": 3}, "best_of"),
         ({"priority": 17}, "priority"),
         ({"priority": -1}, "priority"),
         ({"priority": "first"}, "priority"),
@@ -116,11 +132,35 @@ def test_what_is_offered_instead_is_said_as_json_has_it():
         *([{"role": "user", "content": [{"type": "text", **text}]}] for text in NO_TEXTS),
         [{"role": "assistant", "content": "", "tool_calls": [{}]}],
         HELLO * 2000,
+        [{"role": "user", "content": "half of \ud83d"}],
+        [{"role": "user", "content": "x", "name": 3}],
+        [{"role": "user", "content": [{"type": "text", "text": "a", "weight": 2}]}],
     ],
 )
 def test_chats_that_are_none_are_refused(messages):
     with pytest.raises(WrongParameter, match="messages"):
         chat(messages=messages)
+
+
+def test_choices_of_a_prompt_have_the_next_seeds():
+    asked = complete(prompt=["a", "b"], n=2, best_of=2, seed=(1 << 63) - 1).asked()
+    assert [(one.prompt, one.seed) for one in asked] == [
+        ("a", (1 << 63) - 1),
+        ("a", -(1 << 63)),
+        ("b", (1 << 63) - 1),
+        ("b", -(1 << 63)),
+    ]
+    assert [one.seed for one in complete(n=2).asked()] == [None, None]
+    assert len(chat(n=3).asked()) == 3
+
+
+def test_a_prompt_counts_once_of_however_many_choices():
+    usages = UsageOfChoices(2)
+    assert usages.all() is None
+    for place in range(4):
+        usages.add(place, replace(USAGE, lacking="rounded" if place == 3 else ""))
+        usages.add(place, None)
+    assert usages.all() == replace(USAGE, prompt_tokens=6, completion_tokens=8, lacking="rounded")
 
 
 def events(data):
@@ -162,18 +202,21 @@ def test_a_stream_of_a_completion_says_text_and_finish():
 
 
 def test_whole_answers():
-    told = AnswerForm("id", "m", 7, True).whole("text", "length", USAGE)
+    told = AnswerForm("id", "m", 7, True).whole([("text", "length")], USAGE)
     assert told["choices"][0]["message"] == {"role": "assistant", "content": "text", "refusal": None}
     assert told["choices"][0]["finish_reason"] == "length"
     assert told["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
     inexact = replace(USAGE, lacking="rounded")
-    told = AnswerForm("id", "m", 7, True).whole("text", "length", inexact)
+    told = AnswerForm("id", "m", 7, True).whole([("text", "length")], inexact)
     assert (told["usage"]["exact"], told["usage"]["lacking"]) == (False, "rounded")
-    told = AnswerForm("id", "m", 7, False).whole("text", "stop", USAGE)
+    told = AnswerForm("id", "m", 7, False).whole([("text", "stop")], USAGE)
     assert (told["object"], told["choices"][0]["text"]) == ("text_completion", "text")
 
 
 def test_errors_are_in_openais_form():
+    kinds = {405: "invalid_request_error", 413: "invalid_request_error", 503: "server_error"}
+    for status, kind in kinds.items():
+        assert error_body(status, NotFound("x"))["error"]["type"] == kind
     assert error_body(404, NotFound("no such model")) == {
         "error": {
             "message": "no such model",

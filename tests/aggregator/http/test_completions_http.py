@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import shutil
 import subprocess
@@ -88,6 +89,59 @@ def test_a_completion_whole_and_streamed_is_the_same(made):
     made.run(scenario)
 
 
+def test_choices_are_what_each_would_be_alone(made):
+    """LangChain sends its batches as one request of several prompts."""
+    prompts = [PROMPT, "to be", [116, 111]]
+
+    async def scenario(port):
+        common = {"model": "small", "max_tokens": 9, "temperature": 0.9}
+        expected = [
+            await text_of(made.generator, prompt=tuple(p) if isinstance(p, list) else p, seed=seed, **common)
+            for p in prompts
+            for seed in (7, 8)
+        ]
+        asked = common | {"prompt": prompts, "n": 2, "seed": 7}
+        whole = (await port.post("/v1/completions", json=asked)).json
+        assert [(one["index"], one["text"]) for one in whole["choices"]] == list(enumerate(expected))
+        assert {one["finish_reason"] for one in whole["choices"]} == {"length"}
+        tokens = len(PROMPT) + 5 + 2, 6 * 9
+        assert (whole["usage"]["prompt_tokens"], whole["usage"]["completion_tokens"]) == tokens
+        more = {"stream": True, "stream_options": {"include_usage": True}}
+        *chunks, usage = streamed((await port.post("/v1/completions", json=asked | more)).body)
+        texts, ends = dict.fromkeys(range(6), ""), []
+        for one in (chunk["choices"][0] for chunk in chunks):
+            texts[one["index"]] += one["text"]
+            ends += [one["index"]] if one["finish_reason"] else []
+        assert list(texts.values()) == expected
+        assert sorted(ends) == list(range(6))
+        assert usage["usage"] == whole["usage"]
+        messages = [{"role": "user", "content": "hello"}]
+        chat = {"model": "small", "messages": messages, "n": 3, "max_tokens": 4, "seed": 1}
+        found = (await port.post("/v1/chat/completions", json=chat)).json["choices"]
+        alone = await port.post("/v1/chat/completions", json=chat | {"n": 1, "seed": 3})
+        assert found[2]["message"] == alone.json["choices"][0]["message"]
+        chunks = streamed((await port.post("/v1/chat/completions", json=chat | {"stream": True})).body)
+        begun = [one["choices"][0] for one in chunks if "role" in one["choices"][0]["delta"]]
+        assert sorted(one["index"] for one in begun) == [0, 1, 2]
+        assert not any(session.open for session in made.sessions.opened)
+        assert made.budgets[CALLS].used == 0
+
+    made.run(scenario)
+
+
+def test_one_choice_that_cannot_be_ends_all(made):
+    async def scenario(port):
+        asked = {"model": "small", "prompt": ["a"] * 20 + [[99999]], "max_tokens": 50}
+        for more in ({}, {"stream": True}):
+            answer = await port.post("/v1/completions", json=asked | more)
+            assert "token 99999" in answer.text
+        answer = await port.post("/v1/completions", json=asked)
+        assert (answer.status, answer.json["error"]["type"]) == (400, "invalid_request_error")
+        assert not any(session.open for session in made.sessions.opened)
+
+    made.run(scenario)
+
+
 def test_a_stop_word_ends_it(made):
     async def scenario(port):
         asked = {"model": "small", "prompt": PROMPT, "max_tokens": 60, "temperature": 0}
@@ -106,6 +160,31 @@ def test_models(made):
         assert (await port.get("/v1/models/small")).json["id"] == "small"
         answer = await port.get("/v1/models/nope")
         assert (answer.status, answer.json["error"]["code"]) == (404, "model_not_found")
+        for path in ("/v1/models", "/v1/models/small"):
+            answer = await port.get(path, "HEAD")
+            assert (answer.status, answer.body) == (200, b"")
+        assert answer.headers["Content-Length"] == str(len((await port.get("/v1/models/small")).body))
+
+    made.run(scenario)
+
+
+def test_models_without_a_tokenizer_make_no_text_and_are_not_listed(made, tmp_path):
+    (tmp_path / "tokenizer.json").unlink()
+
+    async def scenario(port):
+        assert (await port.get("/v1/models")).json["data"] == []
+        assert (await port.get("/v1/models/small")).status == 404
+
+    made.run(scenario)
+
+
+def test_a_body_may_begin_with_a_byte_order_mark_and_be_packed_by_gzips_old_name(made):
+    async def scenario(port):
+        body = json.dumps({"model": "small", "prompt": "a", "max_tokens": 2}).encode()
+        assert (await port.post("/v1/completions", data=b"\xef\xbb\xbf" + body)).status == 200
+        headers = {"Content-Encoding": "x-gzip"}
+        answer = await port.post("/v1/completions", data=gzip.compress(body), headers=headers)
+        assert answer.status == 200, answer.text
 
     made.run(scenario)
 
@@ -196,7 +275,7 @@ def test_errors_have_openais_form(made):
 
         good = {"model": "small", "prompt": "a"}
         await refused({"json": good | {"model": "nope"}}, 404, "nope")
-        await refused({"json": good | {"n": 2}}, 400, "n is not served")
+        await refused({"json": good | {"best_of": 2}}, 400, "best_of is not served")
         await refused({"json": good | {"max_tokens": 0}}, 400, "max_tokens is 0")
         await refused({"json": good | {"prompt": ""}}, 400, "prompt is empty")
         await refused({"json": good | {"prompt": [99999]}}, 400, "token 99999")

@@ -78,6 +78,7 @@ def test_outputs_are_wanted_as_bytes_or_json():
         ({"inputs": [{**X, "shape": [1] * 40}]}, "Unable to parse 'shape'"),
         ({"inputs": [{**X, "shape": "2"}]}, "Unable to parse 'shape'"),
         ({"inputs": [{"name": "x", "datatype": "INT32", "shape": [2]}]}, "object member 'data' of input 'x'"),
+        ({"parameters": {"a": "x" * 5000}}, "'a' of the request: a parameter is a string of at most 4,096"),
         ({"inputs": [{**X, "parameters": []}]}, "Unable to parse 'parameters' of input 'x'"),
         ({"inputs": [{**X, "parameters": {"a": [1]}}]}, "parameter 'a' of input 'x'"),
         ({"inputs": [binary_input("a", 4)]}, "unexpected size for input 'a', expecting 4 bytes"),

@@ -302,6 +302,10 @@ def test_settings_cannot_be_changed_and_there_are_no_regions():
         why = "Unable to find {} shared memory region: 'r'"
         refused(lambda: client.get_system_shared_memory_status("r"), 404, why.format("system"))
         refused(lambda: client.get_cuda_shared_memory_status("r"), 404, why.format("cuda"))
+        output = triton.InferRequestedOutput("OUTPUT0")
+        output.set_shared_memory("r", 64)
+        region = lambda: client.infer("simple", inputs(), outputs=[output])  # noqa: E731
+        refused(region, 404, "Unable to find shared memory region: 'r'")
         for name in ("", "r"):
             client.unregister_system_shared_memory(name)
             client.unregister_cuda_shared_memory(name)

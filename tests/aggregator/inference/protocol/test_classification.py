@@ -26,12 +26,19 @@ def test_the_largest_of_each_row_equal_ones_in_their_order(array, classes, batch
     rows = array if batched else array.reshape(1, -1)
     expected = [
         [
-            f"{row[i]:f}:{i}".encode()
+            (f"{row[i]:f}:{i}" if array.dtype.kind == "f" else f"{row[i]}:{i}").encode()
             for i in sorted(range(len(row)), key=lambda i: (-float(row[i]), i))[:classes]
         ]
         for row in rows
     ]
     assert found.tolist() == (expected if batched else expected[0])
+
+
+def test_whole_numbers_have_all_their_digits():
+    """As Triton writes them: 16, not 16.000000."""
+    most = np.array([(1 << 63) - 1, -1, (1 << 63) - 2], np.int64)
+    found = classified(most, 2, "y", batched=False)
+    assert found.tolist() == [b"9223372036854775807:0", b"9223372036854775806:2"]
 
 
 def test_what_has_no_order_comes_last():

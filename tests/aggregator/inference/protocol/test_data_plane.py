@@ -71,6 +71,11 @@ def test_an_answer_and_what_it_holds_meanwhile():
         (asked(parameters={"timeout": 10**400}), InvalidArgument, "'timeout' must be a whole number"),
         (asked(parameters={"priority": True}), InvalidArgument, "'priority' must be a whole number"),
         (asked(values=()), InvalidArgument, "is empty"),
+        (
+            asked(outputs=(RequestedOutput("y", {"shared_memory_region": "r"}),)),
+            NotFound,
+            "Unable to find shared memory region: 'r'.*take the tensor from the answer",
+        ),
         (asked(model="counting"), Unimplemented, "decoupled.* ask it with ModelStreamInfer"),
         (InferenceRequest("doubler"), InvalidArgument, "expected 1 inputs but got 0"),
     ],
@@ -80,6 +85,13 @@ def test_what_is_refused_leaves_nothing(request_, error, why):
     with pytest.raises(error, match=why):
         asyncio.run(made.infer(request_, "me"))
     assert unused(budgets)
+
+
+def test_a_version_is_a_number_however_it_is_written():
+    made, _ = plane(Doubler())
+    assert made.model_metadata("doubler", "03").name == "doubler"
+    assert made.model_ready("doubler", "0003")
+    assert not made.model_ready("doubler", "0")
 
 
 def test_a_caller_has_no_more_under_way_than_is_left_free():
@@ -245,7 +257,7 @@ def test_classes_take_room_as_long_as_the_answer_does():
         outputs = (RequestedOutput("y", {"classification": 2}),)
         with made.room("me") as room:
             answer = await made.infer(asked(outputs=outputs), "me", room)
-            assert answer.outputs[0].data.tolist() == [b"4.000000:1", b"2.000000:0"]
+            assert answer.outputs[0].data.tolist() == [b"4:1", b"2:0"]
             assert room.amount > 8 + sum(map(len, answer.outputs[0].data))
         assert unused(budgets)
 

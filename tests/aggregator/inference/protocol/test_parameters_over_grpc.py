@@ -46,5 +46,13 @@ def test_priority_and_timeout_reach_the_model_and_the_sooner_time_counts(tmp_pat
             assert request.seconds == 1.5
             with pytest.raises(InferenceServerException, match="'priority' must be a whole number"):
                 await client.infer("doubler", [given], priority=1 << 63)
+            output = triton.InferRequestedOutput("y")
+            output.set_shared_memory("r", 8)  # where it would be read, though nothing came there
+            with pytest.raises(InferenceServerException, match="Unable to find shared memory region: 'r'"):
+                await client.infer("doubler", [given], outputs=[output])
+            assert (await client.get_trace_settings("doubler")).settings
+            with pytest.raises(InferenceServerException, match="unknown model: 'nope'") as raised:
+                await client.get_trace_settings("nope")
+            assert raised.value.status() == "StatusCode.NOT_FOUND"
 
     asyncio.run(scenario())
