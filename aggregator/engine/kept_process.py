@@ -1,4 +1,4 @@
-"""A process that works on what somebody sent and is kept for the next question: it answers them in turn.
+"""A process that works on what somebody sent and is kept for the next question: callers take turns.
 
     process = KeptProcess(BOUND, "aggregator.some.module", path, what="the tokenizer")
     ids = await process.ask(["encode", text])
@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 from aggregator.bounds.bounds import ProcessBound
+from aggregator.bounds.callers_in_turn import CallersInTurn
 from aggregator.engine import apart
 from edge_attention.core.errors import DeadlineExceeded, EdgeAttentionError, InvalidArgument, Unavailable
 from edge_attention.core.printable import shown
@@ -29,6 +30,9 @@ __all__ = ["FRAME_BYTES", "KeptProcess", "serve"]
 FRAME_BYTES = 64 * 1024 * 1024
 IDLE_SECONDS = 300.0
 """Without being asked; then the process ends until it is."""
+LEFT_SECONDS = 1.0
+"""A question that nobody waits for any more is let come to its end so long: to start the process anew would
+take the others longer. Then the process ends with it."""
 _WORDS = 500
 """Characters of what it says is wrong."""
 _NO_MEMORY = {"lacks": "memory"}
@@ -54,11 +58,14 @@ class KeptProcess:
         self._what = what
         self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
-        self._turn = asyncio.Lock()
+        self._turns = CallersInTurn()
+        self._left: set[asyncio.Task[Any]] = set()
+        """Questions that nobody waits for any more."""
         self._idle: asyncio.TimerHandle | None = None
 
     async def ask(self, question: Any, seconds: float = math.inf) -> Any:
         """The answer to `question`; both are what JSON can say. The answer's form is the caller's to check.
+        Whose turn it is goes by for whom this is asked.
 
         `seconds`: the caller waits no longer, for its turn and the answer.
 
@@ -79,28 +86,53 @@ class KeptProcess:
             ) from None
 
     async def _in_turn(self, question: Any) -> Any:
-        async with self._turn:
-            if self._idle is not None:
-                self._idle.cancel()
-            self._idle = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._rest)
-            try:
-                async with asyncio.timeout(self._bound.seconds):
-                    return await self._asked(question)
-            except TimeoutError:
-                await self._end()
-                raise InvalidArgument(
-                    f"bound {self._bound.name}-seconds: {self._what} took more than "
-                    f"{self._bound.seconds:g} s to answer; send less, or deploy the model with other files"
-                ) from None
-            except EdgeAttentionError:
-                raise
-            except BaseException:  # cancelled, or no memory for the answer
-                await self._end()  # what it answers would be taken for the next one's answer
-                raise
+        caller = _asker()
+        await self._turns.enter(caller)
+        work = asyncio.create_task(self._answer(question))
+        work.add_done_callback(lambda _: self._turns.leave(caller))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            self._leave(work)
+            raise
+
+    def _leave(self, work: asyncio.Task[Any]) -> None:
+        """Nobody waits for it any more: it has LEFT_SECONDS."""
+        ending = asyncio.get_running_loop().call_later(LEFT_SECONDS, work.cancel)
+        self._left.add(work)
+
+        def ended(_: object) -> None:
+            ending.cancel()
+            self._left.discard(work)
+            if not work.cancelled():
+                work.exception()  # nobody is to be told
+
+        work.add_done_callback(ended)
+
+    async def _answer(self, question: Any) -> Any:
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._rest)
+        try:
+            async with asyncio.timeout(self._bound.seconds):
+                return await self._asked(question)
+        except TimeoutError:
+            await self._end()
+            raise InvalidArgument(
+                f"bound {self._bound.name}-seconds: {self._what} took more than "
+                f"{self._bound.seconds:g} s to answer; send less, or deploy the model with other files"
+            ) from None
+        except EdgeAttentionError:
+            raise
+        except BaseException:  # left, or no memory for the answer
+            await self._end()  # what it answers would be taken for the next one's answer
+            raise
 
     async def close(self) -> None:
         """End the process. Who asks again starts it again."""
-        async with self._turn:
+        for work in self._left:
+            work.cancel()
+        async with self._turns.turn(_asker()):
             if self._idle is not None:
                 self._idle.cancel()
             await self._end()
@@ -142,7 +174,7 @@ class KeptProcess:
         return answer["answer"]
 
     def _rest(self) -> None:
-        if self._process is not None and self._process.returncode is None and not self._turn.locked():
+        if self._process is not None and self._process.returncode is None and not self._turns.busy:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
 
@@ -153,6 +185,14 @@ class KeptProcess:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
             await process.wait()
+
+
+def _asker() -> str:
+    """At whose cost the question is."""
+    # Here: the process itself, which only serves, is to load no gRPC.
+    from aggregator.trust.acting import acting_for
+
+    return acting_for()
 
 
 async def _answered(process: asyncio.subprocess.Process, question: bytes | None) -> dict[str, Any] | None:

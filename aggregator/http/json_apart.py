@@ -22,6 +22,7 @@ import numpy as np
 
 from aggregator.bounds.bounds import JSON_PROCESS
 from aggregator.bounds.budget import Lease
+from aggregator.bounds.callers_in_turn import CallersInTurn
 from aggregator.engine import apart, scratch
 from aggregator.http.infer_body import objects, tensor_head
 from aggregator.http.json_tensors import array_of_json, strict_json
@@ -43,7 +44,7 @@ JSON_BYTES = 64 * 1024 * 1024
 INLINE_BYTES = 128 * 1024
 """Parsed here: a few milliseconds."""
 JSON_PROCESSES = 4
-"""That read at a time, of all callers; each may take JSON_PROCESS."""
+"""That read at a time, of all callers, who take turns; each may take JSON_PROCESS."""
 WHAT = "reading the JSON of a request"
 
 
@@ -56,7 +57,7 @@ class SaidInJson:
 
 
 async def read_json(
-    text: memoryview, what: str, lease: Lease, state: Path, processes: asyncio.Semaphore
+    text: memoryview, what: str, lease: Lease, state: Path, processes: CallersInTurn, caller: str
 ) -> SaidInJson:
     """Parse it.
 
@@ -65,6 +66,7 @@ async def read_json(
         lease: the caller's; grows by what it takes.
         state: the state folder, to work in.
         processes: JSON_PROCESSES of it; who comes when they are at work waits.
+        caller: whose turn it is then.
 
     Raises:
         InvalidArgument, InvalidTensor: it is none, or says what an input cannot be.
@@ -78,7 +80,7 @@ async def read_json(
             "send tensors as binary data"
         )
     lease.grow(4 * len(text))  # an element takes two characters or more, and up to 8 bytes
-    async with processes, scratch.folder(state) as folder:
+    async with processes.turn(caller), scratch.folder(state) as folder:
         await asyncio.to_thread((folder / "request.json").write_bytes, text)
         try:
             status = await apart.run(JSON_PROCESS, WHAT, "aggregator.http.json_apart", str(folder), what)

@@ -31,6 +31,7 @@ from aiohttp import hdrs, web
 
 from aggregator.bounds.bounds import BODIES
 from aggregator.bounds.budget import Budgets
+from aggregator.bounds.callers_in_turn import CallersInTurn
 from aggregator.http.bodies import BODY_BYTES, read_body, send
 from aggregator.http.endpoints import HttpCall, HttpEndpoint
 from aggregator.http.infer_body import HEADER_LENGTH, answer_of, request_of, require_64_bits, split
@@ -67,7 +68,7 @@ class OpenInference:
         self._plane = plane
         self._budgets = budgets
         self._state = state
-        self._processes = asyncio.Semaphore(JSON_PROCESSES)
+        self._processes = CallersInTurn(JSON_PROCESSES)
 
     def endpoints(self) -> tuple[HttpEndpoint, ...]:
         def models(rest: str) -> tuple[str, str]:
@@ -184,7 +185,7 @@ class OpenInference:
         with self._budgets.take(BODIES, caller, 0) as lease, self._plane.room(caller) as room:
             body = await read_body(call.request, lease, BODY_BYTES)
             head, binary = split(body, call.request.headers.get(HEADER_LENGTH))
-            read = await read_json(head, PARSING, lease, self._state, self._processes)
+            read = await read_json(head, PARSING, lease, self._state, self._processes, caller)
             request, wishes = request_of(model, version, read.said, binary, read.arrays)
             del body, head, binary, read
             response = await self._plane.infer(request, caller, room)

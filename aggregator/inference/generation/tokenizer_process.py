@@ -17,21 +17,32 @@ _MODULE = "aggregator.inference.generation.tokenizing"
 _ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "RUST_BACKTRACE": "0"}
 TOKENS_ENCODED = 1 << 20
 """Of one text."""
+LONG_TEXT = 16_384
+"""Characters from which a text is encoded by a process of its own, which is there while there are such: texts
+that are being written wait for their tokens' words, and are not to wait for long prompts as well."""
 
 
 class TokenizerProcess:
     """A TextCoder, of a `tokenizer.json`. `vocabulary`: ids are below, as the model knows no others."""
 
     def __init__(self, file: Path, vocabulary: int) -> None:
-        self._process = KeptProcess(
-            TOKENIZER_PROCESS, _MODULE, str(file), what="the deployment's tokenizer", environment=_ENVIRONMENT
+        self._process, self._long = (
+            KeptProcess(
+                TOKENIZER_PROCESS,
+                _MODULE,
+                str(file),
+                what="the deployment's tokenizer",
+                environment=_ENVIRONMENT,
+            )
+            for _ in range(2)
         )
         self._vocabulary = vocabulary
 
     async def encode(self, text: str, special: bool = True, seconds: float = math.inf) -> tuple[int, ...]:
         """Raises InvalidArgument: it took too long, or gives tokens that are none of the model's."""
         text = text.encode("utf-8", "replace").decode()  # the library takes no half surrogates
-        ids = await self._process.ask(["encode" if special else "encode_plain", text], seconds)
+        process = self._process if len(text) < LONG_TEXT else self._long
+        ids = await process.ask(["encode" if special else "encode_plain", text], seconds)
         if not _is_ids(ids, self._vocabulary):
             raise InvalidArgument(
                 f"the tokenizer gives tokens that the model, of {self._vocabulary:,}, does not know: "
@@ -52,8 +63,9 @@ class TokenizerProcess:
         return found if type(found) is int and 0 <= found < self._vocabulary else None
 
     async def close(self) -> None:
-        """End the process."""
+        """End its processes."""
         await self._process.close()
+        await self._long.close()
 
 
 def _is_ids(found: Any, vocabulary: int) -> bool:

@@ -97,7 +97,7 @@ def test_one_that_takes_for_ever_is_ended_and_the_next_question_answered(tmp_pat
             assert await process.decode([()]) == ("",)
             with pytest.raises(InvalidArgument, match="tokenizer-seconds"):
                 await process.encode("x" * 1_000_000)
-            assert await process.token("</s>") == 1
+            assert await process.encode("a" * 20_000)
 
     asyncio.run(run())
 
@@ -108,12 +108,28 @@ def test_who_waits_for_its_turn_waits_until_its_own_deadline(tmp_path):
 
     async def run():
         async with asked(tmp_path) as process:
-            async with process._process._turn:  # somebody else's text
+            async with process._process._turns.turn("ana"):  # somebody else's text
                 with pytest.raises(DeadlineExceeded, match="had not answered"):
                     await process.encode("a", seconds=0.01)
                 with pytest.raises(DeadlineExceeded, match="longer deadline"):
                     await process.decode([(5,)], seconds=-1.0)
             assert await process.token("</s>") == 1
+
+    asyncio.run(run())
+
+
+def test_a_long_prompt_does_not_hold_up_the_words_of_texts_that_are_being_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer_process, "LONG_TEXT", 100)
+    tokenizer = trained(tmp_path)
+
+    async def run():
+        async with asked(tmp_path) as process:
+            async with process._long._turns.turn("ana"):  # who has a text that takes its time
+                coming = asyncio.create_task(process.encode("a" * 100))
+                assert await process.decode([(5,)]) == (tokenizer.decode([5]),)
+                assert await process.encode("a" * 99) == tuple(tokenizer.encode("a" * 99).ids)
+                assert not coming.done()
+            assert await coming == tuple(tokenizer.encode("a" * 100).ids)
 
     asyncio.run(run())
 
