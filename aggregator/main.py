@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from aggregator.trust.backup_commands import backup, restore
 from aggregator.trust.commands import certificate, token
 from aggregator.trust.options import check_options, life, log_grpc, operators_files, trust_options
 from edge_attention import loop
-from edge_attention.core.errors import EdgeAttentionError
+from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition
 from edge_attention.failing import ProgramGroup
 from edge_attention.options import ADDRESS, BYTES, name_sources, set_up
 
@@ -162,7 +164,15 @@ def main(
     settings = ServerSettings(
         *listen, state, metrics_host, metrics_port, lease, patience, trusted, plan_anew, largest, retention
     )
-    loop.run(serve(settings, RECIPES))
+    try:
+        loop.run(serve(settings, RECIPES))
+    except OSError as error:  # of the state folder, at the start: what serves answers for its own
+        from aggregator.store.folder import remedy
+
+        where = Path(os.fsdecode(error.filename)) if error.filename else state or Path(tempfile.gettempdir())
+        raise FailedPrecondition(
+            f"{where} cannot be used: {error.strerror or error}; {remedy(where, error)}"
+        ) from error
 
 
 name_sources(main)

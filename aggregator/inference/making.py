@@ -19,6 +19,7 @@ from aggregator.inference.deployed import Deployed, PlannedParts
 from aggregator.inference.placement import GAIN, Holders, plan_word
 from aggregator.inference.plan_nodes import PlanNodes, Telling
 from aggregator.store.deployments import DeploymentFolder, DeploymentFolders
+from aggregator.store.sealed import seal
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages.inference import DeployProgress, DeployRequest
 from edge_attention.core.schedule.saved_plan import loads_plan
@@ -108,7 +109,9 @@ class DeploymentMaking:
 def _place(into: Path, folder: DeploymentFolder, key: str) -> None:
     """Put what was cut where it stays. Blocks."""
     if (into / "decoder").is_dir():
+        seal(into / "decoder")
         (into / "decoder").rename(folder.decoder)
+    seal(into)
     into.rename(folder.shape(key))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +23,13 @@ from aggregator.inference.plan_nodes import PlanNodes
 from aggregator.inference.runner import ModelRunner
 from aggregator.inference.whole.whole_runner import WholeRunner
 from aggregator.store.deployments import DeploymentFolders
-from edge_attention.core.errors import DeadlineExceeded, FailedPrecondition, ResourceExhausted
+from aggregator.store.sealed import require_sealed, seal
+from edge_attention.core.errors import DataLoss, DeadlineExceeded, FailedPrecondition, ResourceExhausted
 from edge_attention.core.schedule import saved
 from edge_attention.core.schedule.whole import WHOLE_FILE, WholeModel
 from edge_attention.graphs.axes.folder import CutFolder
+
+log = logging.getLogger(__name__)
 
 __all__ = ["DELIVERY_SECONDS", "ShapeReadiness"]
 
@@ -55,6 +60,8 @@ class ShapeReadiness:
         self._nodes = nodes
         self._metrics = metrics
         self._cutters = Cutters()
+        self._looked_at: set[str] = set()
+        """Ids of deployments whose model's files were found to be as they came."""
 
     async def prepare(
         self,
@@ -72,6 +79,8 @@ class ShapeReadiness:
         folder = deployed.folder.shape(key)
         if key not in deployed.shapes and not deployed.digested:
             deployed.known |= await asyncio.to_thread(read_digests, deployed.folder)
+            if not deployed.known and await asyncio.to_thread(self._folders.served, deployed.folder):
+                await self._require_model(deployed)  # its weights are hashed: they are to be those that came
             deployed.digested = True
         hashed = len(deployed.known)
         try:
@@ -138,7 +147,8 @@ class ShapeReadiness:
         assert planned is not None
         target = deployed.folder.shape(key)
         made = target / (WHOLE_FILE if planned.whole else "schedule.json")
-        if not await asyncio.to_thread(made.is_file):
+        if not await asyncio.to_thread(_usable, made, deployed.name):
+            await self._require_model(deployed)
             begun = time.monotonic()
             with self._budgets.take(DEPLOYING, caller):
                 await self._cut(deployed, planned, shapes, target)
@@ -156,6 +166,15 @@ class ShapeReadiness:
         )
         deployed.change()
 
+    async def _require_model(self, deployed: Deployed) -> None:
+        """Raises DataLoss: the disk has changed the model's files. They are read once in a life."""
+        if deployed.id not in self._looked_at:
+            request = deployed.request
+            await asyncio.to_thread(
+                self._folders.require_model, deployed.folder, request.name, request.model, request.files
+            )
+            self._looked_at.add(deployed.id)
+
     async def _cut(self, deployed: Deployed, planned: PlannedParts, shapes: Shapes, target: Path) -> None:
         async with scratch.folder(self._directory) as work:
             into = work / "cut"
@@ -164,7 +183,7 @@ class ShapeReadiness:
                 shapes=shapes, halves=deployed.request.halves, whole=planned.whole,
             )  # fmt: skip
             await self._cutters.cut(deployed.id, asked, work)
-            await asyncio.to_thread(into.rename, target)
+            await asyncio.to_thread(_sealed, into, target)
 
     async def begin(self, deployed: Deployed) -> None:
         """It serves: have ready what cuts it for other shapes, if there may be such.
@@ -186,11 +205,34 @@ class ShapeReadiness:
 
     async def end(self, deployed: Deployed) -> None:
         """It is not deployed any more."""
+        self._looked_at.discard(deployed.id)
         await self._cutters.forget(deployed.id)
 
     async def close(self) -> None:
         """Nothing is cut any more."""
         await self._cutters.close()
+
+
+def _sealed(made: Path, target: Path) -> None:
+    seal(made)
+    made.rename(target)
+
+
+def _usable(made: Path, model: str) -> bool:
+    """Whether the folder of the file `made` is as it was written; else it is removed, to be made anew."""
+    try:
+        require_sealed(made.parent)
+        if made.is_file():
+            return True
+        if not made.parent.exists():
+            return False
+        raise DataLoss(f"{made} is gone")
+    except DataLoss as error:
+        log.error(
+            "model %s: %s; it is cut anew from the model's file. Look at the disk", model, error.message
+        )
+        shutil.rmtree(made.parent)
+        return False
 
 
 def _nobody(node: str, done: int, total: int) -> None:

@@ -13,6 +13,7 @@ A folder without the first is of a deployment that never served. Methods block o
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from aggregator.store.folder import require_space, sync, unwritable, write_durably
+from aggregator.store.sealed import file_digest
 from aggregator.store.state import State, check_run_id
 from edge_attention.core.errors import DataLoss, EdgeAttentionError, InvalidArgument
 
@@ -32,6 +34,9 @@ FOLDER = "deployments"
 ENDED = 256
 """Ids of deployments that are remembered once they are gone."""
 _ENDED = "ended.json"
+_SPEC = "deployment.json"
+_SUM = "sum"
+"""In a deployment's JSON: SHA-256 of the rest of it, as `_sum` has it. Earlier releases wrote none."""
 
 
 @dataclass(frozen=True)
@@ -119,17 +124,41 @@ class DeploymentFolders:
             shutil.copyfile(blob, target)
         return target.stat().st_size
 
+    def require_model(
+        self, folder: DeploymentFolder, name: str, model: str, files: Mapping[str, str]
+    ) -> None:
+        """Read the model's files, and refuse those that are not what came as `make` has them.
+
+        Raises:
+            DataLoss: one is gone or damaged; says what to do.
+        """
+        paths = {folder.model: model, **{folder.model.parent / path: one for path, one in files.items()}}
+        for path, digest in paths.items():
+            try:
+                if file_digest(path) == digest:
+                    continue
+                what = "is damaged: its bytes have another digest"
+            except OSError as error:
+                what = f"cannot be read: {error.strerror}"
+            raise DataLoss(
+                f"{path} {what}; deploy the model {name!r} again, from its file, and look at the disk"
+            )
+
+    def served(self, folder: DeploymentFolder) -> bool:
+        """Whether it serves, or did in an earlier life."""
+        return (folder.path / _SPEC).is_file()
+
     def keep(self, folder: DeploymentFolder, spec: Mapping[str, Any]) -> None:
         """It serves: it is there after a restart, with this `spec`. Durable when this returns."""
         for path in (folder.model.parent, folder.path / "shapes", folder.path, self._folder):
             sync(path)
-        write_durably(folder.path / "deployment.json", json.dumps(dict(spec)).encode())
+        write_durably(folder.path / _SPEC, json.dumps({**spec, _SUM: _sum(spec)}).encode())
         sync(folder.path)
 
     def forget(self, folder: DeploymentFolder) -> None:
         """It is not there after a restart. Durable when this returns; `remove` the rest."""
         if folder.path.is_dir():
-            (folder.path / "deployment.json").unlink(missing_ok=True)
+            (folder.path / _SPEC).unlink(missing_ok=True)
             sync(folder.path)
 
     def remove(self, folder: DeploymentFolder, blobs: Collection[str] = ()) -> None:
@@ -187,14 +216,16 @@ class DeploymentFolders:
                 continue
             folder = DeploymentFolder(path)
             try:
-                spec = json.loads((path / "deployment.json").read_bytes())
+                spec = json.loads((path / _SPEC).read_bytes())
+                if isinstance(spec, dict) and spec.pop(_SUM, None) not in (None, _sum(spec)):
+                    raise ValueError("it is not what was written")
             except (FileNotFoundError, NotADirectoryError):
                 ended.append(folder)
                 continue
-            except ValueError as error:
+            except (OSError, ValueError) as error:
+                why = error.strerror if isinstance(error, OSError) else error
                 raise DataLoss(
-                    f"{path / 'deployment.json'} cannot be read ({error}); remove the folder, and deploy the "
-                    "model again"
+                    f"{path / _SPEC} cannot be read ({why}); remove the folder, and deploy the model again"
                 ) from None
             found.append(KeptDeployment(folder, spec))
         # Nothing says of what these were to be made but the blobs themselves, which their files are.
@@ -206,6 +237,11 @@ class DeploymentFolders:
         for digest in left:
             self._state.drop_blob(digest)
         return found
+
+
+def _sum(spec: Mapping[str, Any]) -> str:
+    text = json.dumps({name: value for name, value in spec.items() if name != _SUM}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _files(folders: Iterable[DeploymentFolder]) -> set[int]:

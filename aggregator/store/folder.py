@@ -16,6 +16,7 @@ from edge_attention.core.errors import DiskFull, EdgeAttentionError, FailedPreco
 TEMPORARY = ".tmp"  # what a crash may leave behind ends so, and is removed on opening
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says of a disk without room, or without room for this user."""
+_ROOM = "free space there"
 
 PREFIX = "edge-aggregator-"  # of temporary folders
 
@@ -47,11 +48,36 @@ def sync(folder: Path) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> EdgeAttentionError:
-    if error.errno in FULL:
-        return DiskFull(f"{path} cannot be written: {error.strerror}; free space there")
-    return Internal(
-        f"{path} cannot be written: {error.strerror}; check the disk and the folder's permissions"
-    )
+    kind = DiskFull if error.errno in FULL else Internal
+    return kind(f"{path} cannot be written: {error.strerror}; {remedy(path, error)}")
+
+
+def remedy(path: Path, error: OSError) -> str:
+    """What to do about a file or folder of the state that cannot be used."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return "remove files there: its disk has room, but for no more files" if no_files(path) else _ROOM
+        case errno.EROFS:
+            return "mount its disk for writing; one that has turned read-only by itself is failing"
+        case errno.EMFILE | errno.ENFILE:
+            return "let this process open more files (ulimit -n, LimitNOFILE=)"
+        case errno.EISDIR | errno.ENOTDIR | errno.ENOENT:
+            return "something has moved or replaced it: put it back, or restore the state folder from a copy"
+        case errno.EACCES | errno.EPERM:
+            return "let the user that runs the aggregator read and write it"
+        case _:
+            return "check the disk and the folder's permissions"
+
+
+def no_files(path: Path) -> bool:
+    """Whether the disk of `path` has room left, but for no more files (inodes)."""
+    for folder in (path, *path.parents):
+        try:
+            found = os.statvfs(folder)
+        except OSError:
+            continue
+        return found.f_bavail > 0 and found.f_files > 0 and found.f_favail == 0
+    return False
 
 
 def is_full(folder: Path) -> bool:
@@ -66,7 +92,15 @@ def require_space(folder: Path, size: int) -> None:
     Raises:
         DiskFull: less than DISK_RESERVE, or a twentieth of a small disk, would be left.
     """
-    disk = os.statvfs(folder)
+    try:
+        disk = os.statvfs(folder)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    if no_files(folder):
+        raise DiskFull(
+            f"bound disk-reserve: the disk of {folder} has room for bytes, and for no more files (df -i); "
+            "remove files there"
+        )
     reserve = min(DISK_RESERVE, disk.f_blocks * disk.f_frsize // 20)
     if disk.f_bavail * disk.f_frsize - size < reserve:
         raise DiskFull(

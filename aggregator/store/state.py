@@ -17,6 +17,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -30,7 +31,7 @@ from typing import Any
 
 from aggregator.store.blobs import Blobs
 from aggregator.store.database import Database
-from aggregator.store.folder import PREFIX, lock, sweep, sync, write_durably
+from aggregator.store.folder import PREFIX, lock, remedy, sweep, sync, write_durably
 from edge_attention.core.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -51,6 +52,10 @@ __all__ = [
 ]
 
 _DIGEST = re.compile(rb"(?=([0-9a-f]{64}))")  # looked for at every place: letters may stand before one
+
+_ID = re.compile("[0-9a-f]{8}")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -128,9 +133,10 @@ class State:
                 made.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock_file = lock(self.directory)
         except OSError as error:
+            where = error.filename or self.directory
             raise FailedPrecondition(
-                f"state folder {self.directory} cannot be used: {error.strerror}; "
-                "make it writable for the aggregator, or give another --state"
+                f"state folder {self.directory} cannot be used: {where}: {error.strerror}; "
+                f"{remedy(self.directory, error)}, or give another --state"
             ) from error
         try:
             self._blobs = Blobs(folder)
@@ -144,10 +150,17 @@ class State:
     def _identity(self) -> str:
         """What tells this state from any other: 8 letters and digits, made when the folder is first used."""
         path = self.directory / "id"
-        if not path.exists():
-            write_durably(path, secrets.token_hex(4).encode())
+        found = path.read_bytes().decode(errors="replace") if path.exists() else ""
+        if not _ID.fullmatch(found):
+            contexts = self._rows("SELECT id FROM contexts ORDER BY rowid DESC LIMIT 1")
+            known = str(contexts[0][0]).partition("-")[0] if contexts else ""  # they begin with it
+            made = known if _ID.fullmatch(known) else secrets.token_hex(4)
+            if found or contexts:
+                log.warning("%s is not as it was written; it is written anew", path)
+            write_durably(path, made.encode())
             sync(self.directory)
-        return path.read_text()
+            return made
+        return found
 
     def close(self) -> None:
         """Frees the folder for another aggregator; removes a temporary one. A second call does nothing."""

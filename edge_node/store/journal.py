@@ -1,6 +1,7 @@
 """What is known of the files of a folder: a log that only grows, synced after the data it speaks of.
 
-A record is a line: the CRC-32 of its text, and the text, JSON. Reading ends at the first that is not whole.
+A record is a line: the CRC-32 of its text, and the text, JSON. One that is not whole is passed over: at the
+end it was never finished, elsewhere the disk has changed it, and those after it are as good as they were.
 Those who add records at the same time share one commit: the files are synced, then the records are written
 and synced.
 """
@@ -74,15 +75,28 @@ class Journal:
             data = self._path.read_bytes()
         except FileNotFoundError:
             return False
-        for line in data.splitlines(keepends=True):
+        at, damaged, unfinished = 0, list[int](), list[int]()
+        for text in data.split(b"\n"):
+            line = data[at : at + len(text) + 1]
             record = _record(line)
-            if record is None:
-                log.warning(
-                    "%s ends in a record that was never finished; what follows it is ignored", self._path
-                )
-                break
-            self._told(record)
-            self._length, self._crc = self._length + len(line), zlib.crc32(line, self._crc)
+            if record is not None:
+                damaged, unfinished = damaged + unfinished, []
+                self._told(record)
+                self._length, self._crc = self._length + len(line), zlib.crc32(line, self._crc)
+            elif line:
+                unfinished.append(at)
+            at += len(line)
+        if damaged:
+            log.error(
+                "%s is damaged: %d of its records are not as they were written, the first at byte %d; what "
+                "they alone said is missing here, and all else is read. Look at the disk; what is missing "
+                "can be appended, or copied again (edge-attention contexts repair)",
+                self._path,
+                len(damaged),
+                damaged[0],
+            )
+        if unfinished:
+            log.warning("%s ends in a record that was never finished", self._path)
         return True
 
     def rewrite(self) -> None:

@@ -105,8 +105,10 @@ class Files:
         try:
             if not self._begin() or any(map(self._short, self._manifests.values())):
                 self._verify()
+            last = {manifest.name: file for file, manifest in self._manifests.items()}
             for file, manifest in list(self._manifests.items()):
-                if not manifest.tokens or not self._path(file).exists():
+                # Of two of one name the record that the first was dropped is damaged.
+                if not manifest.tokens or not self._path(file).exists() or last[manifest.name] != file:
                     del self._manifests[file]
             self._journal.rewrite()
             self._sweep()
@@ -292,10 +294,10 @@ class Files:
                         origin=restored(origin, chosen=False),
                         revision=revision,
                     )
-                    if len(grown.sums) != grown.in_use:
+                    if len(grown.sums) == grown.in_use:
+                        self._manifests[file] = grown
+                    else:  # one before is damaged; how it was then is still there, or will be found not to be
                         log.warning("%s: its records do not fit each other", known.name)
-                        grown = replace(grown, tokens=0, sums=())
-                    self._manifests[file] = grown
                     self._highest(scope_of(known.name), revision)
             case {"drop": str(file)}:
                 self._manifests.pop(file, None)

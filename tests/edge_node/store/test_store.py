@@ -7,6 +7,7 @@ import itertools
 import json
 import mmap
 import pathlib
+import shutil
 import subprocess
 import sys
 import zlib
@@ -354,6 +355,64 @@ def test_a_journal_is_read_as_far_as_it_is_whole(tmp_path, caplog):
     assert store.sequences() == {"context/a/x": 1, "context/b/x": 1}
     assert "never finished" in caplog.text
     assert len(list(tmp_path.glob("*.tiles"))) == 2
+
+
+def changed_at(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0x21
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("ended_in_order", [False, True])
+def test_a_damaged_record_costs_what_it_alone_said(tmp_path, caplog, ended_in_order):
+    """Whichever byte the disk changes: the other sequences stay whole, and none has a wrong token."""
+    random = np.random.default_rng(0)
+    wanted = {name: random.standard_normal((9, 1, 2)).astype(np.float32) for name in "abc"}
+    made = tmp_path / "made"
+    store = Store(MIB, Files(made))
+    for part in (slice(0, 3), slice(3, 6), slice(6, 9)):
+        for name, tokens in wanted.items():
+            store.append(f"context/{name}/x", tokens[part], tile=4)
+            store.commit(store.sequences())
+    if ended_in_order:
+        store.close()
+    store._files._lock.close()
+    length = (made / "journal").stat().st_size
+    ends = [at for at, byte in enumerate((made / "journal").read_bytes()) if byte == 10]
+    for place in [*range(0, length, 23), *ends]:
+        there = tmp_path / "there"
+        shutil.copytree(made, there)
+        changed_at(there / "journal", place)
+        caplog.clear()
+        store = Store(MIB, Files(there))
+        found = store.sequences()
+        whole = [name for name in "abc" if found.get(f"context/{name}/x") == 9]
+        assert len(whole) >= (1 if place in ends else 2), (place, found)
+        for name, count in found.items():
+            np.testing.assert_array_equal(tokens_of(store, name, count), wanted[name[8]][:count])
+        assert str(there / "journal") in caplog.text
+        again = reopened(store, there)
+        assert again.sequences() == found
+        again._files._lock.close()
+        shutil.rmtree(there)
+
+
+def test_a_sequence_whose_drop_is_damaged_does_not_come_back_over_its_successor(tmp_path):
+    store = Store(MIB, Files(tmp_path))
+    for value in (1.0, 2.0):
+        store.append("context/a/x", np.full((1, 1, 1), value, np.float32), tile=1)
+        store.commit(store.sequences())
+        if value == 1.0:
+            (old,) = tmp_path.glob("*.tiles")
+            kept = old.read_bytes()
+            store.drop("context/a/x")
+            store.commit([])
+    data = (tmp_path / "journal").read_bytes()
+    changed_at(tmp_path / "journal", data.index(b'"drop"'))
+    old.write_bytes(kept)  # the power went before its file did
+    store = reopened(store, tmp_path)
+    assert tokens_of(store, "context/a/x", 1).item() == 2.0
+    assert not old.exists()
 
 
 def test_a_process_that_ended_in_order_is_believed_once(tmp_path, monkeypatch):
