@@ -9,8 +9,10 @@ only while others run does a batch that is not full wait for more to come, `dela
 waits for company. With `gathers` that is measured: while so many batches run, one that is not full waits as
 long as the quickest like it took, and all that is alike is shared out among so many.
 
-First those of the first priority, among them in order of arrival; others, of any priority, fill up a batch
-that goes anyway. Who waits becomes one better with each second (`waiting_level`), so nobody waits for ever.
+First those of the first priority; among them callers take turns, a request each, and one caller's go in order
+of arrival; others, of any priority, fill up a batch that goes anyway. Who waits becomes one better with each
+second (`waiting_level`), so nobody waits for ever; of a caller's requests of one priority, while others' wait
+as well, only the first one does: a thousand that came before are no reason to let others wait.
 
 A batch that failed says nothing of one request: each of its requests is then run by itself.
 """
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -48,7 +50,8 @@ AGE_SECONDS = 1.0
 QUEUED = 1024
 """Requests of one model that wait: with `inferences` as many, this is never reached before that is."""
 QUEUED_BYTES = 512 * 1024 * 1024
-"""Bytes of their inputs."""
+"""Bytes of their inputs: of one caller at most what is left for others, though one request may be of any size
+and then counts as a half."""
 _REMEMBERED = 8
 """Batches of one kind of which is known what they took; the quickest is what the next takes at least."""
 _KINDS = 256
@@ -193,7 +196,10 @@ class BatchQueue:
         """By priority, in order of arrival."""
         self._requests: dict[int, Queued] = {}
         self._callers: Counter[str] = Counter()
-        self._bytes = 0
+        self._bytes: Counter[str] = Counter()
+        """By caller, of those that wait."""
+        self._started: dict[tuple[str, int], float] = {}
+        """By caller that waits and priority: when one of those last started."""
         self._batches: dict[int, _Batch] = {}
         self._numbers = 0
         self._took: OrderedDict[Hashable, _Took] = OrderedDict()
@@ -275,14 +281,16 @@ class BatchQueue:
         if first:
             queue.move_to_end(request.number, last=False)
         self._callers[request.caller] += 1
-        self._bytes += request.nbytes
+        self._bytes[request.caller] += request.nbytes
 
     def _dequeue(self, request: Queued) -> None:
         del self._queues[request.priority][request.number]
-        self._callers[request.caller] -= 1
-        if not self._callers[request.caller]:
-            del self._callers[request.caller]
-        self._bytes -= request.nbytes
+        caller = request.caller
+        self._callers[caller] -= 1
+        self._bytes[caller] -= request.nbytes
+        if not self._callers[caller]:
+            del self._callers[caller], self._bytes[caller]
+            self._started = {key: at for key, at in self._started.items() if key[0] != caller}
 
     def _forget(self, request: Queued, why: str, now: float) -> None:
         if request.state is QueuedState.QUEUED:
@@ -303,10 +311,15 @@ class BatchQueue:
                 f"bound queued-requests: {queued} requests of model {self.model!r} wait, {own} of them "
                 f"yours, of {self._most} at most: try again, or have fewer under way at a time"
             )
-        if queued and self._bytes + request.nbytes > self._most_bytes:
+        half = self._most_bytes // 2
+        used = sum(min(size, half) for size in self._bytes.values())
+        mine, size = min(self._bytes.get(request.caller, 0), half), min(request.nbytes, half)
+        free = self._most_bytes - used - size
+        if queued and (free < 0 or (own and mine + size > free)):
             return Overloaded(
                 f"bound queued-bytes: the inputs of requests of model {self.model!r} that wait have "
-                f"{self._bytes:,} of {self._most_bytes:,} bytes, and this one's {request.nbytes:,}: try again"
+                f"{used:,} of {self._most_bytes:,} bytes, {mine:,} of them yours, and this one's "
+                f"{request.nbytes:,}: try again, or have fewer under way at a time"
             )
         return None
 
@@ -314,11 +327,11 @@ class BatchQueue:
         """Its error, if it could not be answered in time even if all goes as quickly as it ever did."""
         known = self._took.get(request.kind)
         least = known.least if known is not None else 0.0
-        ahead = [
-            one
-            for one in self._waiting(now)
-            if waiting_level(one.priority, now - one.arrived) <= request.priority
-        ]
+        order = self._order(now, {request.caller, *self._callers})
+        level = request.priority
+        own = sum(one.caller == request.caller and at == level for one, (at, _) in order)
+        last = level, own if len(self._callers.keys() | {request.caller}) > 1 else 0
+        ahead = [one for one, place in order if place <= last]
         # Those alike share batches; of others as many batches as requests are the most, so they count as one.
         alike = sum(
             one.rows if one.joins and request.joins else 1 for one in ahead if one.kind == request.kind
@@ -337,14 +350,34 @@ class BatchQueue:
 
     def _waiting(self, now: float | None = None) -> list[Queued]:
         """Those that wait; with `now` in the order in which they go."""
-        found = [one for level in sorted(self._queues) for one in self._queues[level].values()]
-        if now is not None and len(self._queues) > 1:
-            found.sort(key=lambda one: (waiting_level(one.priority, now - one.arrived), one.arrived))
-        return found
+        if now is not None and (len(self._queues) > 1 or len(self._callers) > 1):
+            return [one for one, _ in self._order(now, self._callers)]
+        return [one for level in sorted(self._queues) for one in self._queues[level].values()]
+
+    def _order(self, now: float, callers: Collection[str]) -> list[tuple[Queued, tuple[int, int]]]:
+        """Those that wait, in the order in which they go, each with its place: its level, and how many of its
+        caller's, if there are several `callers`, go before it as such."""
+        several = len(callers) > 1
+        found: list[tuple[Queued, int]] = []
+        first: set[tuple[str, int]] = set()
+        for one in self._waiting():
+            since, of = one.arrived, (one.caller, one.priority)
+            if several:
+                since = now if of in first else max(since, self._started.get(of, since))
+                first.add(of)
+            found.append((one, waiting_level(one.priority, now - since)))
+        found.sort(key=lambda item: (item[1], item[0].arrived))
+        before: Counter[tuple[str, int]] = Counter()
+        placed: list[tuple[Queued, tuple[int, int]]] = []
+        for one, level in found:
+            placed.append((one, (level, before[one.caller, level])))
+            before[one.caller, level] += several
+        placed.sort(key=lambda item: item[1])  # stable: of one place in order of arrival
+        return placed
 
     def _go(self, now: float) -> list[BatchAction]:
         actions: list[BatchAction] = []
-        for one in [one for one in self._waiting(now) if one.deadline <= now]:
+        for one in [one for one in self._waiting() if one.deadline <= now]:
             waited = 1000 * (now - one.arrived)
             self._forget(one, "late", now)
             text = (
@@ -385,6 +418,7 @@ class BatchQueue:
 
     def _start(self, requests: list[Queued], rows: int, now: float) -> StartBatch:
         for one in requests:
+            self._started[one.caller, one.priority] = now
             self._dequeue(one)
             self._turn(one, QueuedState.UNDER_WAY, "started", now)
         self._numbers += 1
@@ -442,8 +476,9 @@ class BatchQueue:
         waiting = self._waiting()
         assert all(one.state is QueuedState.QUEUED for one in waiting)
         assert self.queued == len(waiting)
-        assert self._bytes == sum(one.nbytes for one in waiting)
+        assert sum(self._bytes.values()) == sum(one.nbytes for one in waiting)
         assert all(count > 0 for count in self._callers.values()), "a caller of nothing"
+        assert {caller for caller, _ in self._started} <= self._callers.keys() >= self._bytes.keys()
         running = [one for batch in self._batches.values() for one in batch.requests]
         there = [one for one in running if one.state is not QueuedState.GONE]
         assert all(one.state is QueuedState.UNDER_WAY for one in there)

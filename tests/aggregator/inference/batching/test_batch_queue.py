@@ -180,6 +180,52 @@ def test_bytes_of_those_that_wait_are_bounded_but_one_always_may():
     assert "queued-bytes" in error.message
 
 
+def test_bytes_of_one_caller_leave_room_for_others():
+    q = queue(slots=1, most_bytes=100)
+    q.came(asked(0, rows=0), 0.0)
+    assert not refused(q.came(asked(1, nbytes=45), 0.0))
+    (error,) = refused(q.came(asked(2, nbytes=45), 0.0)).values()
+    assert "45 of them yours" in error.message
+    assert not refused(q.came(asked(3, nbytes=45, caller="ben"), 0.0))
+    q.check()
+
+
+def test_one_request_of_any_size_leaves_room_for_others():
+    q = queue(slots=1, most_bytes=100)
+    q.came(asked(0, rows=0), 0.0)
+    assert not refused(q.came(asked(1, nbytes=5000), 0.0))
+    assert not refused(q.came(asked(2, nbytes=40, caller="ben"), 0.0))
+    assert refused(q.came(asked(3, nbytes=40, caller="cleo"), 0.0))
+    q.left(1, 0.1)
+    assert not refused(q.came(asked(4, nbytes=40, caller="cleo"), 0.1))
+    q.check()
+
+
+def test_callers_take_turns_however_many_of_one_wait_and_for_how_long():
+    q = queue(slots=1, max_batch=1)
+    for number in range(100):
+        q.came(asked(number, seconds=1000.0), 0.0)
+    now = 30.0  # those have waited for so long
+    assert started(q.done(1, now)) == [(1,)]
+    for number in (100, 101):
+        q.came(asked(number, now, caller="ben", seconds=1000.0), now)
+    order = [n for batch in range(2, 8) for n in started(q.done(batch, now + 2 * batch))]
+    assert order == [(2,), (100,), (3,), (101,), (4,), (5,)]
+    q.check()
+
+
+def test_who_comes_is_not_told_that_it_waits_for_all_of_anothers():
+    q = queue(slots=1, max_batch=1)
+    q.came(asked(0), 0.0)
+    q.done(1, 1.0)  # a second each
+    for number in range(1, 100):
+        q.came(asked(number, 1.0, seconds=1000.0), 1.0)
+    assert not refused(q.came(asked(100, 1.5, caller="ben", seconds=3.5), 1.5))
+    (error,) = refused(q.came(asked(101, 1.5, caller="ben", seconds=3.5), 1.5)).values()
+    assert "3 requests wait before this one" in error.message
+    assert refused(q.came(asked(102, 1.5, seconds=60.0), 1.5)), "its own wait before it"
+
+
 def test_who_cannot_be_answered_in_time_is_refused_at_once_and_told_what_it_would_wait_for():
     q = queue(slots=1, max_batch=1)
     q.came(asked(0), 0.0)
@@ -246,7 +292,9 @@ def test_whatever_happens_each_request_starts_once_or_is_refused_and_nobody_is_f
         now += step
         if event == "came":
             open_.add(number)
-            perform(q.came(asked(number, now, kind=kind, rows=rows, priority=priority, seconds=1.0), now))
+            caller = "ana" if which % 3 else "ben"
+            options = {"kind": kind, "rows": rows, "priority": priority, "caller": caller}
+            perform(q.came(asked(number, now, seconds=1.0, **options), now))
             number += 1
         elif event == "left" and open_:
             gone = sorted(open_)[which % len(open_)]
