@@ -327,6 +327,9 @@ class BatchQueue:
         """Its error, if it could not be answered in time even if all goes as quickly as it ever did."""
         known = self._took.get(request.kind)
         least = known.least if known is not None else 0.0
+        most = (self.queued + len(self._batches) + 1) / max(self.slots, 1)
+        if now + least * (most + 1) <= request.deadline:
+            return None  # whoever goes before it
         order = self._order(now, {request.caller, *self._callers})
         level = request.priority
         own = sum(one.caller == request.caller and at == level for one, (at, _) in order)
@@ -386,9 +389,9 @@ class BatchQueue:
             )
             actions.append(Refuse(one.number, DeadlineExceeded(text)))
         self._wake = math.inf
-        waiting = self._waiting(now)
+        waiting = self._waiting(now) if len(self._batches) < self.slots else []
         alike: dict[Hashable, list[Queued]] = {}
-        for one in waiting if len(self._batches) < self.slots else ():
+        for one in waiting:
             if one.joins:
                 alike.setdefault(one.kind, []).append(one)
         held: set[int] = set()

@@ -8,7 +8,9 @@ A session is its tokens, and how many of them are stored. What a node stored tha
 by sending the tokens once more, through whoever takes over: to the rest of the machine that is a session
 with more new tokens. A trip takes what waits when it begins: sessions join and leave between two of them, and
 those of the first priority go first, and among them those with few rows, so that a long prompt, or memory,
-holds up nobody. Who waits becomes one better with each second (`waiting_level`), so nobody waits for ever.
+holds up nobody; and owners take turns, a session each, so that who has many holds up nobody who has one. Who
+waits becomes one better with each second (`waiting_level`), so nobody waits for ever; of an owner's sessions
+of one priority, while others' wait as well, only the first does.
 
 A session beside an encoder has a memory, too: what that made. It is stored before the first token goes, by
 trips of its own, and again, as the tokens are, where a node that stored it has gone.
@@ -19,7 +21,7 @@ The shell performs the actions, and tells what came of them. Times are readings 
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -109,6 +111,8 @@ class SessionScheduler:
         self._numbers = 0
         self._slots: list[int] = []
         self._next_slot = 0
+        self._flew: dict[tuple[str, int], float] = {}
+        """By owner and priority, when one of those sessions went on a trip last."""
         self._spent: set[int] = set()
         """Slots in which a lost flight may still write: they are nobody's again."""
         self._now = 0.0
@@ -393,6 +397,7 @@ class SessionScheduler:
         assert len(set(slots)) == len(slots), "a slot is two sessions'"
         assert not set(slots) & set(self._slots), "a slot in use is free"
         assert not self._spent & {*slots, *self._slots}, "a slot that a lost flight writes in is used again"
+        assert {owner for owner, _ in self._flew} <= {one.owner for one in self.sessions.values()}
         lanes = [*self._lanes, *(flight.lane for flight in self._flights.values())]
         assert len(set(lanes)) == len(lanes), "a lane is two flights'"
         for session in self.sessions.values():
@@ -457,6 +462,8 @@ class SessionScheduler:
             return []
         del self.sessions[session.number]
         self.bytes.count(session, session.number in self.sessions)
+        if not any(one.owner == session.owner for one in self.sessions.values()):
+            self._flew = {of: at for of, at in self._flew.items() if of[0] != session.owner}
         return [ForgetSession(session.slot, tuple(sorted(session.nodes)))]
 
     def _land(self, number: int) -> Flight | None:
@@ -481,7 +488,7 @@ class SessionScheduler:
             waiting = [
                 s for s in self.sessions.values() if s.phase is DecodePhase.WAITS and s.number not in flying
             ]
-            for session in sorted(waiting, key=self._turn_of):
+            for session in self._in_turn(waiting):
                 if len(group) >= min(FLIGHT_SESSIONS, self.form.rows[-1]):
                     break
                 own, lacking = self._placed(session)
@@ -508,10 +515,23 @@ class SessionScheduler:
             found.append(Fly(flight))
         return found
 
-    def _turn_of(self, session: DecoderSession) -> tuple[int, bool, float, int]:
-        """Of those that wait the least goes first."""
-        level = waiting_level(session.priority, self._now - session.since)
-        return level, session.rows > FEW, session.since, session.number
+    def _in_turn(self, waiting: Sequence[DecoderSession]) -> list[DecoderSession]:
+        """Those that wait, in the order in which they go."""
+        several = len({session.owner for session in waiting}) > 1
+        placed: list[tuple[int, bool, DecoderSession]] = []
+        first: set[tuple[str, int]] = set()
+        for session in sorted(waiting, key=lambda one: (one.since, one.number)):
+            since, of = session.since, (session.owner, session.priority)
+            if several:
+                since = self._now if of in first else max(since, self._flew.get(of, since))
+                first.add(of)
+            placed.append((waiting_level(session.priority, self._now - since), session.rows > FEW, session))
+        before: Counter[tuple[str, int, bool]] = Counter()
+        found: list[tuple[int, bool, int, DecoderSession]] = []
+        for level, many, session in placed:
+            found.append((level, many, before[session.owner, level, many], session))
+            before[session.owner, level, many] += several
+        return [one[-1] for one in sorted(found, key=lambda one: one[:3])]  # stable: then by how long
 
     def _placed(self, session: DecoderSession) -> tuple[tuple[str, ...] | None, int | None]:
         """By part the node to ask; or None, and the part for which another node is to be found, if any."""
@@ -539,6 +559,7 @@ class SessionScheduler:
         chunks: list[SessionRows] = []
         lives = tuple(self._nodes.life(node) for node in place)
         for number, session in enumerate(group):
+            self._flew[session.owner, session.priority] = self._now
             self._settle(session, place, lives)
             # Each of those behind has one row at least.
             most = min(left - (len(group) - number - 1), CHUNK_ROWS if len(group) > 1 else left)

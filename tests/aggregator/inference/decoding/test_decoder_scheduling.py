@@ -144,6 +144,35 @@ def test_who_waits_becomes_better_so_that_nobody_waits_for_ever(monkeypatch, pri
     assert priority - 1 <= now <= within, "before, priorities count; after, it is its turn"
 
 
+@pytest.mark.parametrize("own", [8, 1])
+def test_who_has_many_sessions_holds_up_nobody_who_has_one(monkeypatch, own):
+    """However long its own wait for each other already; `own`: their priority, which counts."""
+    monkeypatch.setattr(scheduling, "FLIGHT_SESSIONS", 4)
+    m, _ = machine()
+    many = [m.open("ana", 0.0, priority=own) for _ in range(40)]
+    found = []
+    for session in many:
+        found += flights(m.extend(session.number, [1], 0.0, 999.0))
+    (flight,) = found
+    one, now, flown, number = m.open("ben", 30.0), 30.0, [], 0
+    m.extend(one.number, [1], now, 999.0)
+    while len(flown) < 3 and number < 60:
+        number, now = number + 1, now + 0.25
+        ended = m.landed(flight.number, logits(flight), now)
+        (flight,) = flights(ended)
+        if one.number in [chunk.session for chunk in flight.chunks]:
+            flown.append(number)
+        for answer in ended:
+            if isinstance(answer, CallAnswered):  # whoever is answered asks again
+                m.extend(answer.session, [1], now, 999.0)
+        m.check()
+    if own == 8:
+        assert flown == [1, 3, 5], "every second trip: the next has begun when it asks again"
+    else:
+        assert flown[0] >= 7 * 4 - 1, "a better priority goes first, until it has waited for so long"
+    m.close(one.number, now)
+
+
 def test_nodes_go_ahead_for_who_is_alone_and_takes_the_likeliest_token():
     nodes = Nodes(p0=["a"], p1=["b"])
     form = DecoderForm("ids", "at", "logits", 10, 70, ROWS, False, (), ((CACHE,),) * 2)
@@ -588,7 +617,7 @@ def test_whatever_happens_answers_are_those_of_the_tokens_asked(data):
         flying = {c.session for f in under_way for c in f.chunks}
         idle = [s for s in idle if s.number not in flying]
         if event == "open" and len(m.sessions) < 4:
-            m.open("me", now)
+            m.open(draw(st.sampled_from(["me", "you"])), now)
         elif event == "extend" and idle:
             session = draw(st.sampled_from(idle))
             ids = draw(st.lists(st.integers(0, 9), min_size=1, max_size=20))
