@@ -31,6 +31,7 @@ from aggregator.inference.decoding.ahead import Begun, ends_and_begins
 from aggregator.inference.decoding.decoder_session import DecoderSession
 from aggregator.inference.decoding.flights import Flight, SessionRows, TokenSpan
 from aggregator.inference.decoding.flying import FlightLost, fly
+from aggregator.inference.decoding.owed_drops import OwedDrops
 from aggregator.inference.decoding.programs import (
     AskedSegment,
     FlightPrograms,
@@ -72,7 +73,6 @@ log = logging.getLogger(__name__)
 
 CACHE_PART = 0.5
 """Of a node's memory limit that sessions may store, at most; and no more than weights leave."""
-FORGET_SECONDS = 30.0
 FLIGHTS = 4
 """Trips of one decoder under way at a time, where parts work one behind the other."""
 WARM_ROWS = frozenset({1, 2})
@@ -121,11 +121,9 @@ class DecoderServing:
         self._machine: SessionScheduler | None = None
         self._answers: dict[int, asyncio.Future[Array]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._owed: dict[str, dict[str, str]] = {}
-        """Scope that nodes are to drop -> node that has not said that it has -> its life then."""
-        self._slots_owed: dict[str, int] = {}
-        """Of a session's scope: its slot, which is free once nobody owes it any more."""
-        self._dropping: set[str] = set()
+        self._owed = OwedDrops(
+            engine.trips, engine.membership, self._start, lambda slot: self.machine.freed(slot)
+        )
         self._timer: asyncio.TimerHandle | None = None
         self._ready: asyncio.Task[None] | None = None
         self._closed = False
@@ -203,9 +201,7 @@ class DecoderServing:
             return
         if self._holders is not None:
             self._holders.ensure()
-        for scope in [scope for scope in self._owed if scope not in self._dropping]:
-            if any(self._membership.live(node) for node in self._owed[scope]):
-                self._begin_drop(scope)
+        self._owed.look()
         if self._machine is not None:
             self._perform(self._machine.look(time.monotonic()))
 
@@ -340,11 +336,9 @@ class DecoderServing:
                     log.info("a session's call ended badly: %s", told(self.machine.transitions))
                     self._end(session, error)
                 case ForgetSession(slot, nodes):
-                    scope = slot_scope(self._deployment, self.life, slot)
-                    self._slots_owed[scope] = slot
-                    self._owe(scope, nodes)
+                    self._owed.owe(slot_scope(self._deployment, self.life, slot), nodes, slot)
                 case ForgetLane(lane, nodes):
-                    self._owe(lane_of(self._deployment, self.life, lane), nodes)
+                    self._owed.owe(lane_of(self._deployment, self.life, lane), nodes)
                 case SeekHolder(part):
                     if self._holders is not None:
                         self._holders.seek(part, frozenset())
@@ -387,47 +381,6 @@ class DecoderServing:
             error = Internal(f"a trip of sessions cannot go on: {problem!r}")
         now = time.monotonic()
         self._perform(self.machine.lost(flight.number, error, now, again=again, clean=clean, lacks=lacks))
-
-    def _owe(self, scope: str, nodes: Sequence[str]) -> None:
-        """Have nodes drop what they store in a scope, whether they are there now or come back."""
-        members = ((node, self._membership.get(node)) for node in nodes)
-        self._owed[scope] = {node: member.register.instance for node, member in members if member is not None}
-        self._begin_drop(scope)
-
-    def _begin_drop(self, scope: str) -> None:
-        """Once at a time: what a second one drops may be another session's by then."""
-        self._dropping.add(scope)
-        self._start(self._drop(scope))
-
-    async def _drop(self, scope: str) -> None:
-        """Have those that are there drop it; who is not, or does not say that it has, is asked again later
-        (`look`). A new process of a node has nothing of it."""
-        owed = self._owed[scope]
-        try:
-            for node, life in list(owed.items()):
-                member = self._membership.get(node)
-                if member is None or member.register.instance != life:
-                    del owed[node]
-            errands = [
-                Errand(f"forget.{node}", (node,), range(at, at + 1), (Drop((scope,)),))
-                for at, node in enumerate(owed)
-                if self._membership.live(node)
-            ]
-            if errands:
-                outcome = await self._trips.make(errands, FORGET_SECONDS, believed=(), patient=False)
-                for node in outcome.answered.values():
-                    owed.pop(node, None)
-        except EdgeAttentionError as error:
-            log.info("nodes keep what a session stored for now: %s", error)
-        finally:
-            self._dropping.discard(scope)
-        if owed:
-            log.info("nodes %s keep what a session stored for now", ", ".join(owed))
-            return
-        del self._owed[scope]
-        slot = self._slots_owed.pop(scope, None)
-        if slot is not None:
-            self.machine.freed(slot)
 
     def _set_clock(self) -> None:
         """Have the machine's time come. A timer that is too early stays: nobody sets one for each token."""

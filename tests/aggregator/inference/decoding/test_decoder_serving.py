@@ -14,7 +14,7 @@ import pytest
 from decoder_runs import WholeDecoder
 from house import House, until
 
-from aggregator.inference.decoding import programs, scheduling, session_bytes
+from aggregator.inference.decoding import owed_drops, programs, scheduling, session_bytes
 from aggregator.inference.decoding.ahead import Beginning
 from aggregator.inference.decoding.flights import Flight, SessionRows
 from aggregator.inference.decoding.programs import cache_scope
@@ -538,6 +538,33 @@ def test_what_was_begun_is_of_the_very_next_trip_and_of_no_later_one(tmp_path):
         wanted = [whole.step(one) for one in (7, 1, 2, token)][-1]
         found = await in_the_second_lane([token])
         assert np.abs(found[0] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_a_node_that_never_drops_what_it_is_to_fills_nothing_here(tmp_path, monkeypatch):
+    """It answers all else. Each change of a node was a task for each session that there ever was."""
+    monkeypatch.setattr(owed_drops, "OWED", 3)
+
+    def never(contribution):
+        return None if contribution.shard.startswith("forget.") else contribution
+
+    @scenario(tmp_path)
+    async def _(fleet):
+        fleet.boxes["a"].tamper = never
+        slots = set()
+        for seed in range(6):
+            session, _ = await fleet.generates_as_the_file(seed, 5, 0)
+            slots.add(session.slot)
+            fleet.serving.close_session(session.number)
+        await until(lambda: not any("/a0/k" in name for name in fleet.stored("c")))
+        for _ in range(50):
+            fleet.serving.look()
+        assert len(fleet.serving._owed) == 3
+        assert len(slots) == 6, "where it may store something still nobody else does"
+        assert sum(not task.done() for task in fleet.serving._tasks) == 1
+        fleet.boxes["a"].tamper = None
+        fleet.boxes["a"].disconnect()
+        fleet.boxes["a"].connect()
+        await until(lambda: not fleet.serving._owed)
 
 
 def test_what_nodes_are_to_drop_they_are_asked_once_at_a_time(tmp_path):
