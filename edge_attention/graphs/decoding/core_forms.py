@@ -14,13 +14,12 @@ import numpy as np
 
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.tensors import Array
-from edge_attention.graphs.axes.bind import bind
-from edge_attention.graphs.axes.bound import BoundGraph
-from edge_attention.graphs.decoding.core_trial import NEAR, CoreTrial, sizes_at
-from edge_attention.graphs.decoding.cores import MEMORY, AttentionCore
+from edge_attention.graphs.decoding.core_trial import CoreTrial
+from edge_attention.graphs.decoding.cores import AttentionCore
+from edge_attention.graphs.decoding.numbers_fed import NEAR
 from edge_attention.graphs.decoding.step_graph import DecoderInputs, StepGraph, label
 
-__all__ = ["FAR", "CoreForm", "bound_alone", "form_of"]
+__all__ = ["FAR", "CoreForm", "form_of"]
 
 FAR = 8192
 """Tokens before a row among which a window is looked for: nobody knows what the file sees beyond."""
@@ -61,12 +60,6 @@ class CoreForm:
     """c of c tanh(score / c); 0: none."""
     sinks: Array | None = None
     """By head a score that takes part in the softmax and has no value, f32 [groups, shared, 1]."""
-
-
-def bound_alone(graph: StepGraph, inputs: DecoderInputs) -> BoundGraph:
-    """The model for one row of one new token: shapes of what is in it."""
-    sizes = sizes_at(graph, inputs, NEAR, MEMORY)
-    return bind(graph.opened.model, sizes, graph.opened.read, fused=True)
 
 
 def form_of(

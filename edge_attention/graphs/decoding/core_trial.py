@@ -11,16 +11,18 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.tensors import Array
 from edge_attention.graphs.decoding.cores import AttentionCore
+from edge_attention.graphs.decoding.numbers_fed import NEAR, number_feed, sizes_at
 from edge_attention.graphs.decoding.step_graph import DecoderInputs, StepGraph, label
+from edge_attention.graphs.decoding.written_pasts import WrittenPast
 from edge_attention.graphs.onnx_builder import IR_VERSION
 from edge_attention.graphs.onnx_file import first_line
 from edge_attention.graphs.reading.needed import reads
 
-__all__ = ["NEAR", "CoreTrial", "sizes_at"]
+__all__ = ["CoreTrial"]
 
-NEAR = 9
-"""Tokens of what is tried near by."""
 _MOST_NODES = 4096
+_UNSEEN = 3.0
+"""What is in places of a past that no token has, yet: attention that sees them is found out."""
 
 
 class CoreTrial:
@@ -117,7 +119,9 @@ class CoreTrial:
         """What comes of keys [1, groups, tokens, width] and values for the last token's queries."""
         memory, past = (keys.shape[2], NEAR) if self._core.memory else (NEAR, keys.shape[2] - 1)
         feeds = {name: self._feed(name, past, memory) for name in self._feeds}
-        laid = (np.moveaxis(a, 2, along) for a, along in zip((keys, values), self._core.along, strict=True))
+        laid = [np.moveaxis(a, 2, along) for a, along in zip((keys, values), self._core.along, strict=True)]
+        if self._core.laid:
+            laid = [self._in_places(*one, past) for one in zip(self._core.laid, (keys, values), strict=True)]
         feeds |= dict(zip((self._core.queries, self._core.keys, self._core.values),
                           (queries, *laid), strict=True))  # fmt: skip
         feeds = {name: feeds[name] for name in (*self._feeds, *self._given)}
@@ -129,16 +133,21 @@ class CoreTrial:
             ) from None
         return np.asarray(out)
 
+    def _in_places(self, written: WrittenPast, rows: Array, past: int) -> Array:
+        """Keys or values [1, groups, tokens, width] in a past of more places, laid as where it is written."""
+        open_sizes = sizes_at(self._graph, self._inputs, past)
+        places = self._graph.places(open_sizes.get(f"{written.past}.2", 0))
+        tokens, shape, along = rows.shape[2], list(written.shape), written.along
+        if tokens > places:
+            raise FailedPrecondition(f"{written.past[:80]!r} has {places} places, and {tokens} are asked for")
+        filled = np.full((places, rows.size // tokens), _UNSEEN, np.float32)
+        filled[:tokens] = np.moveaxis(rows, 2, 0).reshape(tokens, -1)
+        del shape[along]
+        return np.moveaxis(filled.reshape(places, *shape), 0, along)
+
     def _feed(self, name: str, past: int, memory: int) -> Array:
-        sizes = sizes_at(self._graph, self._inputs, past, memory)
-        value = self._graph.inputs[name]
-        shape = [sizes.get(f"{name}.{axis}", dim.dim_value)
-                 for axis, dim in enumerate(value.type.tensor_type.shape.dim)]  # fmt: skip
-        kind = value.type.tensor_type.elem_type
-        dtype = helper.tensor_dtype_to_np_dtype(_WIDE.get(kind, kind))
-        if name in (self._inputs.mask, self._inputs.states_mask):
-            return np.ones(shape, dtype)
-        return np.full(shape, past if self._inputs.counts(name, len(shape)) else 0, dtype)
+        fed = number_feed(self._graph, self._inputs, name, past, memory)
+        return fed.astype(np.float32) if fed.dtype == np.float16 else fed
 
 
 _WIDE: dict[int, int] = {TensorProto.FLOAT16: TensorProto.FLOAT, TensorProto.BFLOAT16: TensorProto.FLOAT}
@@ -180,23 +189,3 @@ def _wide_info(value: ValueInfoProto) -> ValueInfoProto:
     if kind in _WIDE:
         wide.type.tensor_type.elem_type = _WIDE[kind]
     return wide
-
-
-def sizes_at(graph: StepGraph, inputs: DecoderInputs, past: int, memory: int = NEAR) -> dict[str, int]:
-    """What each open dimension of the inputs is for one new token, with `past` before it, and so many of the
-    memory."""
-    sizes: dict[str, int] = {}
-    for name, value in graph.inputs.items():
-        dims = value.type.tensor_type.shape.dim
-        for axis, dim in enumerate(dims):
-            if dim.dim_value:
-                continue
-            size = 1
-            if name in inputs.pasts and axis == inputs.along[name]:
-                size = past
-            elif name in (inputs.states, inputs.states_mask) and axis == 1:
-                size = memory
-            elif name == inputs.mask and axis == len(dims) - 1:
-                size = past + 1
-            sizes[f"{name}.{axis}"] = size
-    return sizes

@@ -20,13 +20,14 @@ from onnx import NodeProto
 
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.graphs.axes.bound import BoundGraph
+from edge_attention.graphs.decoding.numbers_fed import MEMORY
 from edge_attention.graphs.decoding.step_graph import BESIDE, DecoderInputs, StepGraph, label
+from edge_attention.graphs.decoding.written_pasts import WrittenPast, written_pasts
 from edge_attention.graphs.reading.needed import reads
 
-__all__ = ["MEMORY", "AttentionCore", "cores_of", "memory_cores_of"]
+__all__ = ["AttentionCore", "cores_of", "memory_cores_of"]
 
-MEMORY = 13
-"""Tokens of a memory, where a model is bound alone to see the shapes in it: nothing else is of that size."""
+_LAYOUT = frozenset({"Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,7 @@ class AttentionCore:
         memory: keys and values are of what an encoder made, and nothing is joined.
         tokens: of the memory, where the file fixes how many there are; else 0.
         along: the axes of joined keys and values that have tokens; heads come before widths.
+        laid: how keys and values lie that are written in their pasts; (): they are joined.
     """
 
     queries: str
@@ -55,6 +57,7 @@ class AttentionCore:
     memory: bool = False
     tokens: int = 0
     along: tuple[int, int] = (2, 2)
+    laid: tuple[WrittenPast, ...] = ()
 
     @property
     def out(self) -> str:
@@ -62,13 +65,38 @@ class AttentionCore:
 
 
 def cores_of(graph: StepGraph, inputs: DecoderInputs) -> list[AttentionCore]:
-    """The attentions whose past is joined by a Concat, in order.
+    """The attentions whose past is joined by a Concat, or written in, in order.
 
     Raises:
         FailedPrecondition: a past is used in a way that is not known here.
     """
-    joined = _joined(graph, inputs)
-    return [_core(graph, inputs, node, pair) for node, pair in _pairs(graph, joined)]
+    written = written_pasts(graph, inputs)
+    joined = _joined(graph, inputs) | {name: (one.past, one.new) for name, one in written.items()}
+    cores = [_core(graph, inputs, node, pair) for node, pair in _pairs(graph, joined)]
+    cores = [replace(c, laid=(written[c.keys], written[c.values])) if c.keys in written else c for c in cores]
+    return [replace(core, node=_guarded(graph, inputs, core.node)) for core in cores]
+
+
+def _guarded(graph: StepGraph, inputs: DecoderInputs, node: NodeProto) -> NodeProto:
+    """The last of the nodes behind `node` that make something of it and of the mask or the past's length:
+    some files have zeros where a row sees nothing."""
+    tokens = graph.behind([inputs.ids])
+    aside = {name for name in (inputs.mask, *inputs.pasts) if name}
+    for one in graph.nodes:
+        if reads(one) & aside and not tokens.intersection(one.output):
+            aside.update(one.output)
+    at, ends = node, set(graph.outputs)
+    while at.output[0] not in ends:
+        readers = [one for one in graph.nodes if at.output[0] in reads(one)]
+        if len(readers) != 1 or len(readers[0].output) != 1:
+            break
+        beside = reads(readers[0]) - {at.output[0]}
+        guards = bool(beside & aside) and not beside & tokens
+        if not guards and readers[0].op_type not in _LAYOUT:
+            break
+        at = readers[0]
+        node = at if guards else node
+    return node
 
 
 def memory_cores_of(graph: StepGraph, inputs: DecoderInputs, bound: BoundGraph) -> list[AttentionCore]:
@@ -142,7 +170,7 @@ def _joined(graph: StepGraph, inputs: DecoderInputs) -> dict[str, tuple[str, str
     """By joined value the past, and what is new."""
     found: dict[str, tuple[str, str]] = {}
     for node in graph.nodes:
-        for past in reads(node) & set(inputs.pasts):
+        for past in reads(node) & set(inputs.pasts) - graph.written:
             if node.op_type == "Shape":
                 continue
             axis = next((a.i for a in node.attribute if a.name == "axis"), 0) % 4
@@ -181,7 +209,8 @@ def _core(
     ((query, first),) = queries.items()
     by_keys = [name for name in joined if graph.behind([name]).intersection(first.output)]
     if len(by_keys) == 2:  # one operator does all of it: keys come before values
-        by_keys = [name for name in first.input if name in joined][:1]
+        after = {name: graph.behind([name]) for name in joined}
+        by_keys = [name for one in first.input for name in joined if one in after[name]][:1]
     if len(by_keys) != 1:
         raise FailedPrecondition(f"{label(node)}: which of its pasts are keys is not known")
     keys = by_keys[0]

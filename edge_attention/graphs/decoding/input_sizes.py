@@ -155,10 +155,14 @@ def _size(graph: StepGraph, name: str, axis: int, sizes: tuple[int, int, int]) -
     """Of what an input leaves open; a past has as many tokens as the batch and the states together."""
     batch, tokens, states = sizes
     along = states if _of_states(graph, name) else tokens
+    if "mask" in name and not _of_states(graph, name) and axis == len(graph.shape(name)) - 1:
+        return (
+            graph.places(batch + states) if graph.written else tokens + batch + states
+        )  # of earlier ones, too
+    if len(graph.shape(name)) == 4 and "mask" in name:
+        return (batch, 1, tokens)[axis]
     if len(graph.shape(name)) == 4:
         tokens_at = graph.tokens_at().get(name, 2)
         of_past = along if _of_states(graph, name) else batch + states
         return batch if axis == 0 else of_past if axis == tokens_at else 1
-    if axis and "mask" in name and not _of_states(graph, name):
-        return tokens + batch + states  # of earlier ones, too
     return (batch, along, 1)[axis]

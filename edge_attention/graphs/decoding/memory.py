@@ -10,7 +10,7 @@ from onnx import ValueInfoProto, helper, numpy_helper
 
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.tensors import Array
-from edge_attention.graphs.decoding.cores import MEMORY
+from edge_attention.graphs.decoding.numbers_fed import MEMORY
 from edge_attention.graphs.decoding.step_graph import DecoderInputs, StepGraph
 from edge_attention.graphs.onnx_builder import IR_VERSION
 from edge_attention.graphs.onnx_file import first_line

@@ -10,7 +10,7 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.core.tensors import Array
-from edge_attention.graphs.decoding.core_trial import sizes_at
+from edge_attention.graphs.decoding.numbers_fed import number_feed
 from edge_attention.graphs.decoding.step_graph import DecoderInputs, StepGraph
 from edge_attention.graphs.onnx_builder import IR_VERSION
 from edge_attention.graphs.onnx_file import first_line
@@ -133,14 +133,7 @@ def _values(graph: StepGraph, inputs: DecoderInputs, nodes: list[NodeProto]) -> 
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options)
         for past in _TRIED:
-            sizes = sizes_at(graph, inputs, past)
-            feeds: dict[str, Array] = {}
-            for value in infos:
-                dims = value.type.tensor_type.shape.dim
-                shape = [sizes.get(f"{value.name}.{n}", d.dim_value) for n, d in enumerate(dims)]
-                dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-                fill = 1 if "mask" in value.name else past if inputs.counts(value.name, len(dims)) else 0
-                feeds[value.name] = np.full(shape, fill, dtype)
+            feeds = {value.name: number_feed(graph, inputs, value.name, past) for value in infos}
             for name, array in zip(made, session.run(made, feeds), strict=True):
                 found[name].append(np.asarray(array))
     except Exception as error:

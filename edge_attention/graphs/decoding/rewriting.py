@@ -19,12 +19,13 @@ from onnx import NodeProto, TensorProto, helper
 
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.graphs.axes.model_reading import OpenModel
-from edge_attention.graphs.decoding.core_forms import CoreForm, bound_alone, form_of
+from edge_attention.graphs.decoding.core_forms import CoreForm, form_of
 from edge_attention.graphs.decoding.cores import cores_of, memory_cores_of
 from edge_attention.graphs.decoding.grouped import GROUPED, rewrite_grouped
 from edge_attention.graphs.decoding.input_sizes import read_sizes_off
 from edge_attention.graphs.decoding.joining import branches_of, pasts_of
 from edge_attention.graphs.decoding.memory import require_token_by_token
+from edge_attention.graphs.decoding.numbers_fed import bound_alone
 from edge_attention.graphs.decoding.positions import first_row, free_of_the_past
 from edge_attention.graphs.decoding.step_graph import DecoderInputs, StepGraph, label
 
@@ -75,7 +76,8 @@ def as_steps(opened: OpenModel) -> SteppedModel:
     logits = _logits(graph)
     if inputs.states and graph.dtype(inputs.states) != "float32":
         graph.take_float32(inputs.states)
-    read_sizes_off(graph, inputs.ids, [logits], graph.inputs)
+    # A batch that is read off a past is that of the tokens, too: then it needs no past.
+    read_sizes_off(graph, inputs.ids, [logits], graph.inputs.keys() - set(inputs.pasts))
     length = _grouped(graph, inputs)
     length = min(length, _plain(graph, inputs))
     graph.prune([logits])
@@ -154,12 +156,17 @@ def _plain(graph: StepGraph, inputs: DecoderInputs) -> int:
     length = LENGTH
     known: dict[bytes, CoreForm] = {}
     for core in cores:
-        if unknown := {core.queries, core.keys, core.values, core.out} - bound.specs.keys():
+        known_types = {name: bound.specs[name].dtype for name in bound.specs}
+        # Where rows are cut out and put together by numbers, nobody knows sizes, but what they are of.
+        known_types |= {one.value: graph.dtype(one.past) for one in core.laid}
+        if core.laid:
+            known_types.setdefault(core.out, graph.dtype(core.laid[1].past))
+        if unknown := {core.queries, core.keys, core.values, core.out} - known_types.keys():
             raise FailedPrecondition(f"{label(core.node)}: the shape of {min(unknown)[:80]!r} is not known")
         form = form_of(graph, inputs, core, bound.shape(core.queries), known)
         length = length if core.memory else min(length, form.length)
         nodes: list[NodeProto] = []
-        kinds = [bound.specs[name].dtype for name in (core.queries, core.keys, core.values, core.out)]
+        kinds = [known_types[name] for name in (core.queries, core.keys, core.values, core.out)]
         given = (core.queries, core.new_keys, core.new_values)
         queries, keys, values = (
             graph.cast(nodes, name, kind, "float32") for name, kind in zip(given, kinds, strict=False)

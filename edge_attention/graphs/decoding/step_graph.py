@@ -60,17 +60,22 @@ class DecoderInputs:
 
 @dataclass(eq=False)
 class StepGraph:
-    """The nodes of a model's graph, which change; `opened` is the model as it was read."""
+    """The nodes of a model's graph, which change; `opened` is the model as it was read.
+
+    `written`: pasts that have places, in which new keys and values are written: nothing is joined to them.
+    """
 
     opened: OpenModel
     model: ModelProto
     nodes: list[NodeProto] = field(default_factory=list)
     made: int = 0
     added: dict[str, Array] = field(default_factory=dict)
+    written: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, opened: OpenModel) -> StepGraph:
         """Raises InvalidGraph: its functions cannot be inlined."""
+        opened = _with_sizes(opened)
         model = ModelProto()
         model.CopyFrom(opened.model)
         if model.functions:
@@ -115,6 +120,10 @@ class StepGraph:
         """Of an input; what is open is 0."""
         return tuple(dim.dim_value for dim in self.inputs[name].type.tensor_type.shape.dim)
 
+    def places(self, left_open: int) -> int:
+        """Of pasts that are written in: as many as the file fixes, or `left_open`."""
+        return next((size for name in sorted(self.written) if (size := self.shape(name)[2])), left_open)
+
     def tokens_at(self) -> dict[str, int]:
         """By input the axis along which something is joined to it: of tokens."""
         sizes = {name: self.shape(name) for name in self.inputs}
@@ -133,11 +142,13 @@ class StepGraph:
         """
         if both_in_one(self.inputs):
             raise FailedPrecondition(ONE_GRAPH)
-        pasts, numbers, states = [], [], []
+        pasts, numbers, states, masks = [], [], [], list[str]()
         for name, value in self.inputs.items():
             dtype = np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
             rank = len(value.type.tensor_type.shape.dim)
-            if dtype in (np.float32, np.float16) and rank == 4:
+            if rank == 4 and "mask" in name:
+                masks.append(name)
+            elif dtype in (np.float32, np.float16) and rank == 4:
                 pasts.append(name)
             elif rank == 4:
                 raise FailedPrecondition(
@@ -164,14 +175,16 @@ class StepGraph:
             raise FailedPrecondition(f"of {', '.join(states)[:160]} one may be what an encoder made")
         beside = [name for name in flat if states and "mask" in name and "encoder_" in _plain(name)]
         flat = [name for name in flat if name not in beside]
-        masks = [name for name in flat if "mask" in name]
+        masks += [name for name in flat if "mask" in name]
         positions = [name for name in flat if "position" in name]
         ids = [name for name in flat if name not in masks and name not in positions]
         if len(ids) != 1 or len(positions) > 1 or len(masks) > 1 or len(beside) > 1:
             raise FailedPrecondition(
-                f"it takes {', '.join(flat)[:160]}: one of them must have the tokens, and of positions and "
-                "masks there may be one each"
+                f"it takes {', '.join(dict.fromkeys((*flat, *masks)))[:160]}: one of them must have the "
+                "tokens, and of positions and masks there may be one each"
             )
+        grouped = any(node.op_type == "GroupQueryAttention" for node in self.nodes)
+        self.written = frozenset(() if grouped else pasts) - along.keys()
         made = {name for node in self.nodes for name in node.output}
         where = "".join(positions) or POSITIONS
         while not positions and (where in made or where in self.initializers):
@@ -354,6 +367,20 @@ class StepGraph:
         self.model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
         places = {name: place for name, place in self.opened.places.items() if name in read}
         return OpenModel(self.opened.path, self.model, places)
+
+
+def _with_sizes(opened: OpenModel) -> OpenModel:
+    """Where a file names sizes of pasts by the numbers that they are ("12", as the exporter of transformers
+    does), with these numbers. What comes of it is tried, so a name that was none is found out."""
+    model = ModelProto()
+    model.CopyFrom(opened.model)
+    found = False
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        for dim in dims[1:] if len(dims) == 4 else ():
+            if dim.dim_param.isascii() and dim.dim_param.isdigit() and len(dim.dim_param) < 10:
+                dim.dim_value, found = int(dim.dim_param), True
+    return replace(opened, model=model) if found else opened
 
 
 def _without_passing(graph: GraphProto) -> list[NodeProto]:

@@ -83,6 +83,33 @@ def joined(g: Written, name: str, new: str, layout: str) -> str:
     return keys if name == "key" else g("Transpose", keys, perm=[0, 1, 3, 2])
 
 
+PLACES = 16
+
+
+def written(g: Written, name: str, new: str, how: str, place: str) -> str:
+    """A past of a fixed number of places in which what is new is written, which is also given."""
+    dims = ["b", HEADS, "places" if how == "any number" else PLACES, WIDTH]
+    past = g.input(f"past_{name}", dims, TensorProto.FLOAT)
+    row = g("Transpose", g("Reshape", new, [0, 0, HEADS, WIDTH]), perm=[0, 2, 1, 3])
+    if how in ("ScatterND", "any number"):
+        turned = [g("Transpose", one, perm=[2, 0, 1, 3]) for one in (past, row)]
+        both = g("ScatterND", turned[0], g("Unsqueeze", place, [1]), turned[1])
+        both = g("Transpose", both, perm=[1, 2, 0, 3])
+    elif how == "ScatterElements":
+        at = g("Expand", g("Reshape", place, [1, 1, 1, 1]), g("Shape", row))
+        both = g("ScatterElements", past, at, row, axis=2)
+    elif how == "slices":
+        behind = g("Slice", past, g("Add", place, [1]), [PLACES], [2])
+        both = g("Concat", g("Slice", past, [0], place, [2]), row, behind, axis=2)
+    elif how == "a place of its own":
+        here = g("Reshape", g("Equal", np.arange(PLACES), place), [1, 1, PLACES, 1])
+        both = g("Where", here, row, past)
+    else:  # the newest goes to the end, and the oldest goes
+        both = g("Concat", g("Slice", past, [1], [PLACES], [2]), row, axis=2)
+    g.output(both, f"present_{name}", dims)
+    return both
+
+
 def fused(g: Written, op: str, query: str, key: str, value: str) -> str:
     pasts = [
         g.input(f"past_{name}", LAYOUTS["heads first"][0], TensorProto.FLOAT) for name in ("key", "value")
@@ -108,8 +135,11 @@ def decoder(
     late: bool = False,
     last: bool = False,
     opset: int = 17,
+    how: str = "",
+    masked: str = "",
 ) -> Path:
-    """`counted`: how it is told where tokens are, looked up with a batch's axis or, `late`, without; `last`:
+    """`how`: pasts of a fixed number of places are written; `masked`: by which mask it is told what counts.
+    `counted`: how it is told where tokens are, looked up with a batch's axis or, `late`, without; `last`:
     it gives the last token's logits alone."""
     g = Written(opset)
     ids = g.input("input_ids", ["b", "t"])
@@ -121,7 +151,26 @@ def decoder(
     there = g("Unsqueeze", there, [0]) if late else there
     x = g("Add", g("Gather", g.weight(VOCABULARY, SIZE), ids), there)
     query, key, value = (g("MatMul", x, g.weight(SIZE, SIZE)) for _ in range(3))
-    if op:
+    if how:
+        q, k, v = (
+            g("Transpose", g("Reshape", query, [0, 0, HEADS, WIDTH]), perm=[0, 2, 1, 3]),
+            *(written(g, name, new, how, counted) for name, new in (("key", key), ("value", value))),
+        )
+        scores = g("Mul", g("MatMul", q, g("Transpose", k, perm=[0, 1, 3, 2])), WIDTH**-0.5)
+        if masked == "float":
+            mask = g.input("attention_mask", ["b", 1, "t", "places"], TensorProto.FLOAT)
+            scores = g("Add", scores, mask)
+        elif masked == "bool":
+            mask = g.input("attention_mask", ["b", 1, "t", "places"], TensorProto.BOOL)
+            scores = g("Where", mask, scores, -1e9)
+        elif masked == "whole numbers":
+            mask = g.input("attention_mask", ["b", "places"])
+            scores = g("Where", g("Unsqueeze", g("Equal", mask, 1), [1, 2]), scores, -1e9)
+        elif not masked:
+            scores = g("Where", g("LessOrEqual", np.arange(PLACES), counted), scores, -1e9)
+        mixed = g("MatMul", g("Softmax", scores, axis=-1), v)
+        mixed = g("Reshape", g("Transpose", mixed, perm=[0, 2, 1, 3]), [0, 0, SIZE])
+    elif op:
         mixed = fused(g, op, query, key, value)
     else:
         q = g("Transpose", g("Reshape", query, [0, 0, HEADS, WIDTH]), perm=[0, 2, 1, 3])
@@ -142,15 +191,24 @@ def whole(path: Path, tokens: tuple[int, ...]) -> list[np.ndarray]:
     """The file's logits of each token after those before it."""
     session = onnxruntime.InferenceSession(str(path))
     pasts = {
-        one.name: np.zeros([{"b": 1, "p": 0}.get(dim, dim) for dim in one.shape], np.float32)
+        one.name: np.zeros([{"b": 1, "p": 0, "places": 20}.get(dim, dim) for dim in one.shape], np.float32)
         for one in session.get_inputs()
-        if one.type == "tensor(float)"
+        if one.name.startswith("past_") and one.type == "tensor(float)"
     }
+    places = next((past.shape[2] for past in pasts.values()), 0)
     found = []
     for number, token in enumerate(tokens):
         feeds = {"input_ids": np.array([[token]])} | pasts
+        seen = np.arange(places) <= number
+        masks = {
+            "tensor(float)": np.where(seen, 0, np.float32(-1e9)).astype(np.float32)[None, None, None],
+            "tensor(bool)": seen[None, None, None],
+            "tensor(int64)": seen[None].astype(np.int64),
+        }
         for one in session.get_inputs():
-            if one.name not in feeds:
+            if "mask" in one.name:
+                feeds[one.name] = masks[one.type]
+            elif one.name not in feeds:
                 feeds[one.name] = np.full([1] * len(one.shape), number)
         names = [one.name for one in session.get_outputs()]
         made = dict(zip(names, session.run(None, feeds), strict=True))
@@ -182,6 +240,44 @@ def test_logits_are_the_files(form: str, word: str, tmp_path: Path) -> None:
         found = cut.step([(session, token)])[0]
         assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
     assert cut.stepped.length == 32
+
+
+@pytest.mark.parametrize("word", PLANS)
+@pytest.mark.parametrize("masked", ["", "bool", "float", "whole numbers"])
+@pytest.mark.parametrize("how", ["ScatterND", "ScatterElements", "slices", "a place of its own"])
+def test_a_past_of_so_many_places_is_one_of_as_many_tokens(
+    how: str, masked: str, word: str, tmp_path: Path
+) -> None:
+    path = decoder(tmp_path / "m.onnx", counted="cache_position", how=how, masked=masked)
+    tokens = (5, 3, 9, 1, 7, 19, 2, 2, 11)
+    cut, session = PaperDecoder(path, PLANS[word]), PaperSession()
+    for token, wanted in zip(tokens, whole(path, tokens), strict=True):
+        found = cut.step([(session, token)])[0]
+        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    assert cut.stepped.length == PLACES
+
+
+def test_a_past_of_any_number_of_places_has_as_many_tokens_as_the_tables(tmp_path: Path) -> None:
+    path = decoder(tmp_path / "m.onnx", counted="cache_position", how="any number", masked="bool")
+    tokens = (5, 3, 9, 1)
+    cut, session = PaperDecoder(path, PLANS["heads"]), PaperSession()
+    for token, wanted in zip(tokens, whole(path, tokens), strict=True):
+        found = cut.step([(session, token)])[0]
+        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    assert cut.stepped.length == 32
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"how": "the oldest goes"}, "one row is written, the token's"),
+        ({"how": "ScatterND", "masked": "none"}, "is not attention over|does not weigh tokens"),
+    ],
+)
+def test_a_past_that_is_written_otherwise_is_refused(changed: dict, said: str, tmp_path: Path) -> None:
+    """One whose places without a token are seen, too."""
+    with pytest.raises(FailedPrecondition, match=said):
+        as_steps(open_model(decoder(tmp_path / "m.onnx", counted="cache_position", **changed)))
 
 
 @pytest.mark.parametrize(
