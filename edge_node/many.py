@@ -65,14 +65,12 @@ class ManySettings:
         threads: of a graph.
         files: dataset -> its file, as `edge-node --data` takes it.
         nodes: each node's settings.
-        kept: the run outlives this process, and nodes tell whether their rows are the same then.
     """
 
     aggregator: str
     threads: int
     files: dict[str, str]
     nodes: tuple[SimulatedNode, ...]
-    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,14 +159,12 @@ class ManyNodes:
     Args:
         dial: the way to the aggregator, one for each connection of a node.
         tables: dataset -> all rows there are.
-        kept: see ManySettings.
     """
 
     nodes: Sequence[SimulatedNode]
     dial: Callable[[], Connector]
     tables: Mapping[str, Table]
     engine: runtime.Runtime
-    kept: bool = False
     links: dict[str, link.NodeLink] = field(default_factory=dict)
     ended: dict[str, str] = field(default_factory=dict)
     """Node -> why it has ended for good."""
@@ -237,8 +233,8 @@ class ManyNodes:
     def _dataset(self, name: str, rows: Sequence[int] | None) -> LocalDataset:
         table = self.tables[name]
         found = LocalDataset(name, table if rows is None else table.take(np.array(rows, np.int64)))
-        if self.kept:
-            found.tell_changes(KEY)
+        # So that a run which is resumed knows whether its rows are the same.
+        found.tell_changes(KEY)
         return found
 
 
@@ -255,7 +251,7 @@ def main() -> None:
 
 async def _over_grpc(settings: ManySettings, tables: Mapping[str, Table]) -> None:
     engine = shared_runtime(settings.threads)
-    many = ManyNodes(settings.nodes, lambda: Dial(settings.aggregator), tables, engine, settings.kept)
+    many = ManyNodes(settings.nodes, lambda: Dial(settings.aggregator), tables, engine)
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, many.leave)
     await many.run()

@@ -10,6 +10,9 @@ from edge_attention.cli.output import evaluated, seconds_of, size, waiting
 from edge_attention.core.messages.training import NodeRound, RunState, TrainingRound, TrainingRun
 from edge_attention.core.printable import shown
 
+NOTES = 3
+"""Of a run that are shown, the latest; a line of the screen each, or a few."""
+
 
 class RunTable:
     """Told of events with `hear`; rich draws it, from another thread, as it then stands."""
@@ -44,9 +47,12 @@ class RunTable:
                 lines.append(f"consensus: {losses}")
         if self._evaluated is not None and (result := self._evaluated.evaluation) is not None:
             lines.append(f"held out, after round {self._evaluated.number}: {evaluated(result)}")
+        lines += [f"note: {note}" for note in info.notes[-NOTES:]]
+        if len(info.notes) > NOTES:
+            lines.append(f"and {len(info.notes) - NOTES} earlier notes: edge-attention train list --json")
         if info.waiting:
             lines.append(waiting(info.waiting))
-        header = (Text(shown(line)) for line in lines)
+        header = [Text(shown(line)) for line in lines]
         return Group(*header, self._table(last)) if self._nodes else Group(*header)
 
     def _table(self, last: TrainingRound | None) -> Table:

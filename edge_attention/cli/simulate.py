@@ -204,7 +204,6 @@ def _fleet(
             said = {
                 "aggregator": fleet.address,
                 "threads": 1,
-                "kept": state is not None,
                 "files": {dataset: _absolute(data)},
                 "nodes": [
                     {**node, "rows": {name: rows.tolist() for name, rows in node["rows"].items()}}

@@ -315,11 +315,20 @@ async def deploy(
         files[name] = await connection.upload(data)
     asked = wire.DeployRequest(**{**vars(request), "model": digest, "files": files})
     found: DeployedModel | None = None
-    async for event in connection.caller.receive(services.DEPLOY, asked, silence=SILENCE):
-        if isinstance(event, DeployedModel):
-            found = event
-        else:
-            progress(event)
+    try:
+        async for event in connection.caller.receive(services.DEPLOY, asked, silence=SILENCE):
+            if isinstance(event, DeployedModel):
+                found = event
+            else:
+                progress(event)
+    except InvalidGraph as error:
+        # The aggregator calls the files by names of its own.
+        there = dict(zip(("model.onnx", *wire.DECODER_FILES), (model, *decoders), strict=False))
+        kept, colon, said = error.message.partition(": ")
+        given = there.get(kept)
+        if not colon or not isinstance(given, str | Path):
+            raise
+        raise type(error)(f"{given}: {said}") from None
     if found is None:
         raise DataLoss(f"the aggregator at {connection.address} did not say what became of {request.name!r}")
     return AsyncServedModel(connection, found)

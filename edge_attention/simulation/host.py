@@ -40,18 +40,15 @@ PATIENCE_SECONDS = 600.0
 class _HostedNodes:
     """The nodes as the aggregator's server begins and ends them: as a recipe."""
 
-    def __init__(
-        self, nodes: Sequence[SimulatedNode], tables: Mapping[str, Table], kept: bool = False
-    ) -> None:
+    def __init__(self, nodes: Sequence[SimulatedNode], tables: Mapping[str, Table]) -> None:
         self._nodes = nodes
-        self._kept = kept
         self._tables = tables
         self._many: ManyNodes | None = None
         self._life: asyncio.Task[None] | None = None
 
     def recipe(self, engine: Engine) -> Recipe:
         dial = partial(Here, engine.link)
-        self._many = ManyNodes(self._nodes, dial, self._tables, shared_runtime(), self._kept)
+        self._many = ManyNodes(self._nodes, dial, self._tables, shared_runtime())
         return Recipe("simulated nodes", resume=self._begin, close=self._end)
 
     def _begin(self) -> None:
@@ -133,7 +130,7 @@ def hosted(
     sys.setswitchinterval(SWITCH_SECONDS)
     freeze_what_lives()
     settings = ServerSettings("127.0.0.1", 0, state, "127.0.0.1", None, lease, PATIENCE_SECONDS)
-    fleet = _HostedNodes([SimulatedNode(**node) for node in nodes], tables, state is not None)
+    fleet = _HostedNodes([SimulatedNode(**node) for node in nodes], tables)
     serving = _Serving(settings, fleet)
     key = BACKGROUND.acquire(serving.end)
     try:

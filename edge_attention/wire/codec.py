@@ -326,6 +326,11 @@ def repeated(name: str, hint: Any) -> tuple[Fill, Read]:
     return put, lambda message: tuple(read(item) for item in _counted(getattr(message, name), _MESSAGE_PARTS))
 
 
+def _sorted(field: Any, parts: int) -> list[tuple[Any, Any]]:
+    """The pairs of a map, which protobuf gives in another order each time, in one that can be printed."""
+    return sorted(_counted(field, parts).items(), key=operator.itemgetter(0))
+
+
 def _is_array(hint: Any) -> bool:
     return hint is Array or typing.get_origin(hint) is np.ndarray
 
@@ -350,7 +355,7 @@ def _mapping(name: str, hint: Any) -> tuple[Fill, Read]:
     if hint in (int, float, str):
         return (
             lambda message, value: getattr(message, name).update(value),
-            lambda message: dict(_counted(getattr(message, name), 2)),
+            lambda message: dict(_sorted(getattr(message, name), 2)),
         )
     fill, read = _message(hint)
 
@@ -360,7 +365,7 @@ def _mapping(name: str, hint: Any) -> tuple[Fill, Read]:
             fill(field[key], item)
 
     return put, lambda message: {
-        key: read(item) for key, item in _counted(getattr(message, name), _MESSAGE_PARTS).items()
+        key: read(item) for key, item in _sorted(getattr(message, name), _MESSAGE_PARTS)
     }
 
 

@@ -99,7 +99,8 @@ class FullFake(Fake):
         return i.DescribeModelResponse(self.model_called(request.name))
 
     async def deploy(self, request, context):
-        assert request.model in self.blobs
+        if self.blobs[request.model] == b"no model":
+            raise errors.InvalidGraph("model.onnx: not an ONNX file")
         yield i.DeployProgress("planning", text="one box")
         yield replace(self.deployed, name=request.name)
 

@@ -430,6 +430,7 @@ WRONG = {
         2,
         "'x.npy' is to be an .npz file",
     ),
+    "deploy words.bin --name x": (1, "edge-attention: words.bin: not an ONNX file"),
     "contexts trim memory 5:0": (2, "'5:0' is not START:STOP, as 0:1000, the lower one first"),
     "train job.toml --record no/such/rounds.jsonl": (
         1,
@@ -465,6 +466,7 @@ def test_what_a_new_user_may_do_wrong_is_said_in_plain_words(run, memory, words)
     Path("folder").mkdir()
     Path("empty.toml").write_text("")
     Path("bytes").write_bytes(b"P1\n\xff\n")
+    Path("words.bin").write_bytes(b"no model")
     Path("fed.toml").write_text(FEDERATED)
     command, *arguments = words.split()
     code, out, err = run(f"edge-attention {command}", *arguments)

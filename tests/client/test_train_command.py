@@ -156,6 +156,16 @@ def test_the_table_shows_what_nodes_do_and_did(fake):
     assert "12 of 40" not in text
 
 
+def test_the_table_shows_the_latest_notes(fake):
+    table = RunTable(replace(fake.run(), notes=("first",)))
+    assert "note: first" in drawn(table)
+    table.hear(replace(fake.run(), notes=tuple(f"note {number} of five" for number in range(5))))
+    text = drawn(table)
+    assert "note: note 4 of five" in text
+    assert "note 1 of five" not in text
+    assert "and 2 earlier notes: edge-attention train list --json" in text
+
+
 def test_the_table_of_a_fusion_run_shows_masses(fake):
     fake.federated = False
     table = RunTable(fake.run())

@@ -77,6 +77,7 @@ def test_a_job_over_many_uneven_slow_failing_and_late_nodes(folder):
     run = json.loads(rounds[0].splitlines()[-1])
     assert (run["state"], run["round"]) == ("finished", 3)
     assert run["samples"]["complete"] <= 800
+    assert "--store" not in " ".join(run["notes"])  # advice that nodes like these cannot take
     simulated = json.loads("{" + told)["simulated"]
     assert {name: simulated[name] for name in ("nodes", "slow", "failing", "late")} == {
         "nodes": 12,
