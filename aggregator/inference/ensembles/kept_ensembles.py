@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,16 +108,26 @@ class KeptEnsembles:
         return made
 
     def _require_bounded(self, name: str, ensemble: EnsembleSpec) -> None:
-        """Refuse one that would ask itself, or more models than MAX_ASKED.
+        """Refuse one that would ask itself, or more models than MAX_ASKED; or have others that ask it do so.
 
         Raises:
             InvalidArgument: says which.
         """
-        asked, level = 0, [ensemble]
+        every = {kept.name: kept.ensemble for kept in self._all.values()} | {name: ensemble}
+        self._require_own(name, every)
+        asking = {name}
+        for _ in range(DEPTH):  # those that ask it, those that ask these, and so on
+            asking |= {one for one, spec in every.items() if asking & set(_models(spec))}
+        for one in sorted(asking - {name}):
+            try:
+                self._require_own(one, every)
+            except InvalidArgument as error:
+                raise InvalidArgument(f"ensemble '{one}' asks this one: {error.message}") from None
+
+    def _require_own(self, name: str, every: Mapping[str, EnsembleSpec]) -> None:
+        asked, level = 0, [every[name]]
         for _ in range(DEPTH):
-            models = [
-                model for one in level for model in (*(m.model for m in one.members), one.head) if model
-            ]
+            models = [model for one in level for model in _models(one)]
             asked += len(models)
             if name in models:
                 raise InvalidArgument(f"ensemble '{name}' would ask itself, by way of another one")
@@ -126,7 +136,7 @@ class KeptEnsembles:
                     f"bound MAX_ASKED: a request of ensemble '{name}' would ask {asked:,} models, and "
                     f"{MAX_ASKED} is the most"
                 )
-            level = [kept.ensemble for model in models if (kept := self._all.get(model)) is not None]
+            level = [every[model] for model in models if model in every]
         if level:
             raise InvalidArgument(f"bound DEPTH: ensembles of ensembles are {DEPTH} deep at most")
 
@@ -186,6 +196,11 @@ class KeptEnsembles:
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.json"
+
+
+def _models(ensemble: EnsembleSpec) -> list[str]:
+    """That a request of it asks, as often as it does."""
+    return [model for model in (*(member.model for member in ensemble.members), ensemble.head) if model]
 
 
 def _read(path: Path) -> KeptEnsemble:

@@ -450,6 +450,34 @@ def test_an_ensemble_of_ensembles_and_none_that_goes_round(tmp_path):
     asyncio.run(run())
 
 
+def test_an_ensemble_is_not_deployed_anew_with_more_than_those_that_ask_it_may_ask(tmp_path):
+    """One request could ask a million models so, 32 by 32 by 32 by 32."""
+
+    async def run():
+        house = House(tmp_path, Model("one", {"y": same}), Model("two", {"y": twice}))
+
+        def several(model, count):
+            return "".join(f'[[member]]\nname = "m{n}"\nmodel = "{model}"\n' for n in range(count))
+
+        await house.deploy(several("one", 1), "low")
+        await house.deploy(several("low", 32), "middle")
+        await house.deploy(several("middle", 1), "top")
+        for text in (several("one", 32), several("two", 8)):
+            with pytest.raises(InvalidArgument, match="ensemble 'middle' asks this one: bound MAX_ASKED"):
+                await house.deploy(text, "low")
+        with pytest.raises(InvalidArgument, match="would ask itself"):
+            await house.deploy(several("top", 1), "low")
+        await house.deploy(several("two", 1), "low")
+        await house.kept.undeploy("low")
+        await house.deploy(several("one", 1), "deep")
+        await house.deploy(several("deep", 1), "deeper")
+        with pytest.raises(InvalidArgument, match="ensemble 'top' asks this one: bound DEPTH"):
+            await house.deploy(several("deeper", 1), "low")
+        await house.deploy(several("one", 1), "low")
+
+    asyncio.run(run())
+
+
 def test_a_member_that_was_deployed_anew_with_other_tensors_is_no_crash(tmp_path):
     async def run():
         house = House(tmp_path, Model("one", {"y": same}), Model("two", {"y": twice}))
