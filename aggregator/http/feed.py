@@ -16,6 +16,7 @@ from edge_attention.core.errors import ResourceExhausted, Unavailable
 log = logging.getLogger(__name__)
 
 WATCHERS = 64
+"""Of all; of one who has signed in at most as many as it leaves free, so that others find one."""
 WAITING = 16
 """Changes kept for a watcher that takes its time; beyond that it is told the whole again."""
 TICK_SECONDS = 0.5
@@ -79,13 +80,13 @@ class Feed:
 
     def __init__(self, take: Callable[[], Sections]) -> None:
         self._take = take
-        self._watchers: set[Watcher] = set()
+        self._watchers: dict[Watcher, str] = {}
         self._told: Sections = {}
         self._task: asyncio.Task[None] | None = None
         self.closed = False
 
-    def require_room(self) -> None:
-        """Refuse a watcher there is no room for.
+    def require_room(self, who: str = "") -> None:
+        """Refuse a watcher there is no room for. `who` it is; "": nobody in particular.
 
         Raises:
             Unavailable: the aggregator is stopping.
@@ -93,24 +94,30 @@ class Feed:
         """
         if self.closed:
             raise Unavailable("the aggregator is stopping; try again when it is back")
-        if len(self._watchers) >= WATCHERS:
+        watchers, own = len(self._watchers), list(self._watchers.values()).count(who) if who else 0
+        if watchers >= WATCHERS:
             raise ResourceExhausted(
                 f"{WATCHERS} pages watch this aggregator already; close one of them and try again"
             )
+        if own and own >= WATCHERS - watchers - 1:
+            raise ResourceExhausted(
+                f"{own} pages of yours watch this aggregator already, and {WATCHERS - watchers} are left for "
+                "others; close one of them and try again"
+            )
 
-    def watch(self) -> Watcher:
-        """A new watcher; it begins with `whole`. Raises as `require_room` does."""
-        self.require_room()
+    def watch(self, who: str = "") -> Watcher:
+        """A new watcher; it begins with `whole`. Arguments, and what it raises, as of `require_room`."""
+        self.require_room(who)
         if not self._watchers:
             self._told = self._take()
         watcher = Watcher()
-        self._watchers.add(watcher)
+        self._watchers[watcher] = who
         if self._task is None:
             self._task = asyncio.create_task(self._tell(), name="feed")
         return watcher
 
     def leave(self, watcher: Watcher) -> None:
-        self._watchers.discard(watcher)
+        self._watchers.pop(watcher, None)
         if not self._watchers and self._task is not None:
             self._task.cancel()
             self._task = None

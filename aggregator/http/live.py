@@ -37,13 +37,13 @@ class Live:
 
     async def would(self, request: web.Request) -> web.Response:
         """Why there are no events, for a page that was refused them: a browser does not tell it."""
-        self._feed.require_room()
+        self._feed.require_room(self._who(request))
         return web.Response(headers={"Content-Type": "text/event-stream"})
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events: `state`, then `change` after `change`; `alive` when nothing else is said."""
         you = self._you(request)
-        watcher = self._feed.watch()
+        watcher = self._feed.watch(self._who(request))
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
         )
@@ -69,6 +69,11 @@ class Live:
         finally:
             self._feed.leave(watcher)
         return response
+
+    def _who(self, request: web.Request) -> str:
+        """Whose page it is; "" where there is no sign-in."""
+        peer = self._guard.admit(request)
+        return peer.subject if peer is not None else ""
 
     def _you(self, request: web.Request) -> dict[str, Any] | None:
         peer = self._guard.admit(request)

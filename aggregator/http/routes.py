@@ -234,7 +234,7 @@ class Page:
             self._guard.attempts.bad(address, now)
             return self._form(403 if error.status == "PERMISSION_DENIED" else 401, error.message)
         self._guard.attempts.good(address)
-        cookie = self._guard.sessions.begin(authorization, peer, now)
+        cookie = self._guard.sessions.begin(authorization, peer, now, peer.subject)
         response = _go("/")
         response.set_cookie(COOKIE, cookie, path="/", secure=True, httponly=True, samesite="Strict")
         return response

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-SESSIONS = 256
-"""Sessions at a time; the oldest ends when another begins."""
+SESSIONS, OF_ONE = 256, 32
+"""Sessions at a time, of all and of one who signs in; the oldest ends when another begins."""
 SECONDS = 12 * 3600.0
 """A session's longest life. It ends before when its token does."""
 TRIES = 8
@@ -21,12 +21,16 @@ ADDRESSES = 4096
 
 @dataclass
 class PageSession:
-    """The authorization a browser's requests stand for, and whose it was when it was last checked."""
+    """The authorization a browser's requests stand for, and whose it was when it was last checked.
+
+    `who` began it, by name.
+    """
 
     authorization: str = field(repr=False)
     peer: Any
     began: float
     checked: float
+    who: str = ""
 
 
 class Sessions:
@@ -36,10 +40,13 @@ class Sessions:
         self._new_cookie = new_cookie
         self._sessions: OrderedDict[str, PageSession] = OrderedDict()
 
-    def begin(self, authorization: str, peer: Any, now: float) -> str:
-        """The cookie of a new session."""
+    def begin(self, authorization: str, peer: Any, now: float, who: str = "") -> str:
+        """The cookie of a new session of `who`; "": nobody in particular."""
         cookie = self._new_cookie()
-        self._sessions[_key(cookie)] = PageSession(authorization, peer, now, now)
+        own = [key for key, session in self._sessions.items() if who and session.who == who]
+        for key in own[: max(len(own) - OF_ONE + 1, 0)]:
+            del self._sessions[key]
+        self._sessions[_key(cookie)] = PageSession(authorization, peer, now, now, who)
         while len(self._sessions) > SESSIONS:
             self._sessions.popitem(last=False)
         return cookie

@@ -95,6 +95,21 @@ def test_watchers_are_capped_and_leave_room_when_they_go(quick):
     watched(scenario)
 
 
+def test_one_who_watches_with_many_pages_leaves_some_to_others(quick):
+    async def scenario(feed, nodes):
+        own = [feed.watch("viewer/ana") for _ in range(WATCHERS // 2)]
+        with pytest.raises(ResourceExhausted, match="32 pages of yours"):
+            feed.watch("viewer/ana")
+        with pytest.raises(ResourceExhausted, match="pages of yours"):
+            feed.require_room("viewer/ana")
+        feed.watch("operator/ben")
+        feed.leave(own[0])
+        feed.leave(own[1])
+        feed.watch("viewer/ana")
+
+    watched(scenario)
+
+
 def test_a_snapshot_that_fails_once_does_not_end_the_feed(quick, caplog):
     async def scenario(feed, nodes):
         watcher = feed.watch()

@@ -6,6 +6,7 @@ import itertools
 
 from aggregator.http.sessions import (
     ADDRESSES,
+    OF_ONE,
     SECONDS,
     SESSIONS,
     TRIES,
@@ -44,6 +45,16 @@ def test_the_oldest_of_too_many_ends():
     assert made.find(cookies[0], 0.0) is None
     assert made.find(cookies[1], 0.0) is not None
     assert made.find(cookies[-1], 0.0) is not None
+
+
+def test_who_signs_in_again_and_again_ends_only_its_own_sessions():
+    made = sessions()
+    other = made.begin("Bearer y", "peer", 0.0, "viewer/ben")
+    cookies = [made.begin("Bearer x", "peer", 1.0, "viewer/ana") for _ in range(SESSIONS + 1)]
+    assert made.find(other, 1.0) is not None
+    assert [made.find(cookie, 1.0) is not None for cookie in cookies[-OF_ONE - 1 :]] == [False] + [
+        True
+    ] * OF_ONE
 
 
 def test_after_some_bad_tries_an_address_waits_and_others_do_not():
