@@ -4,7 +4,7 @@
 
 Each question is `[template, variables]`; the answer is the text. The template is Jinja as `transformers`
 renders it: sandboxed, nothing it is given can be changed, blocks leave no lines of their own, and
-`raise_exception` and `strftime_now` are there.
+`raise_exception`, `strftime_now`, `tojson` with its options and `{% generation %}` are there.
 """
 
 from __future__ import annotations
@@ -40,20 +40,37 @@ def render(template: str, variables: dict[str, Any]) -> str:
 
 @functools.lru_cache(maxsize=4)
 def _compiled(template: str) -> Any:
-    from jinja2.ext import loopcontrols
+    from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+    class Generation(Extension):
+        """`{% generation %}`: what the assistant says, which is of interest where models are trained."""
+
+        tags = {"generation"}  # noqa: RUF012 - as Jinja has it
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
     )
     environment.filters["tojson"] = _tojson
     environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
     return environment.from_string(template)
 
 
-def _tojson(value: Any, indent: int | None = None, **_: Any) -> str:
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
     # Jinja's own escapes what HTML would take for tags.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise_exception(words: str) -> NoReturn:

@@ -16,6 +16,10 @@ from aggregator.engine.kept_process import serve
 
 __all__: list[str] = []
 
+_LARGEST = 2**32 - 1
+"""Number of a token that the library takes. Numbers may have gaps, so how many there are says nothing of the
+last; what has no number is no text."""
+
 
 def load(path: str) -> Callable[[Any], Any]:
     """What answers, of the file. Raises what the library raises."""
@@ -28,7 +32,6 @@ def load(path: str) -> Callable[[Any], Any]:
     tokenizer = Tokenizer.from_file(path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    size = tokenizer.get_vocab_size()
 
     def answer(question: Any) -> Any:
         what, given = question
@@ -37,7 +40,8 @@ def load(path: str) -> Callable[[Any], Any]:
         if what == "token":
             return tokenizer.token_to_id(given)
         return [
-            tokenizer.decode([t for t in window if t < size], skip_special_tokens=True) for window in given
+            tokenizer.decode([t for t in window if t <= _LARGEST], skip_special_tokens=True)
+            for window in given
         ]
 
     return answer

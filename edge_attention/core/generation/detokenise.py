@@ -51,6 +51,10 @@ class Detokeniser:
             last: no more will come: what is there is given out.
         """
         held = len(self._tokens) - self._given
+        if given.endswith(UNFINISHED) and not whole.startswith(given):
+            # It goes on from half a character, which the rest has come to: all of it is new.
+            alike = zip(given, whole, strict=False)
+            given = given[: next((at for at, (one, two) in enumerate(alike) if one != two), len(whole))]
         if not last and held < MOST_HELD and (whole.endswith(UNFINISHED) or len(whole) <= len(given)):
             return ""
         # What was given out last is decoded again with what comes: how that is written may depend on it.

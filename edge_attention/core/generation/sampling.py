@@ -107,7 +107,8 @@ def _weights(scores: Array, sampling: Sampling) -> Array:
 
     `scores`: float64 [vocabulary], before the temperature.
     """
-    weights = exp((scores - scores.max()) / sampling.temperature)
+    with np.errstate(over="ignore"):  # of the least temperatures: -inf, of which exp is 0
+        weights = exp((scores - scores.max()) / sampling.temperature)
     if 0 < sampling.top_k < len(scores):
         least = np.partition(scores, -sampling.top_k)[-sampling.top_k]
         kept = scores > least

@@ -128,3 +128,22 @@ def test_the_least_and_the_largest_penalty_leave_numbers(penalty):
     sampling.check()
     largest = float(np.finfo(np.float32).max)
     assert choose(np.array([largest, -largest, 0.0], np.float32), sampling, 0, [0, 1]) in range(3)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-9, 1.0, 100.0])
+@pytest.mark.parametrize("seed", [-(2**63), 0, 2**63 - 1])
+def test_at_the_edges_of_all_settings_a_token_comes_that_may(temperature, seed):
+    """Without a warning, which an aggregator would write for each token."""
+    rng = np.random.default_rng(3)
+    logits = (rng.normal(size=50) * 10).astype(np.float32)
+    logits[[3, 7]] = -np.inf
+    for top_k in (0, 1, 50, 51):
+        for top_p in (5e-324, 0.5, 1.0):
+            for min_p in (0.0, 1.0):
+                sampling = Sampling(1.0, temperature, top_k, top_p, min_p, seed)
+                sampling.check()
+                token = choose(logits, sampling, 2**40, ())
+                assert logits[token] > -np.inf
+                if temperature < 1e-6 or top_k == 1 or top_p < 0.1 or min_p == 1:
+                    assert token == int(logits.argmax())

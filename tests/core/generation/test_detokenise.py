@@ -55,6 +55,19 @@ def test_the_first_word_has_the_space_that_its_prompt_gives_it(words, count):
     assert found == " " + " ".join(words)
 
 
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8), st.data())
+def test_a_character_that_began_in_the_prompt_is_the_texts(text, data):
+    """A prompt of token ids may end in the middle of one."""
+    tokens = [bytes([byte]) for byte in text.encode()]
+    cut = data.draw(st.integers(0, len(tokens) - 1))
+    found = "".join(pieces(tokens[cut:], as_bytes, tokens[:cut]))
+    whole = as_bytes(tokens[:cut])
+    known = sum(
+        1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(whole, text, strict=False))
+    )
+    assert found == text[known:]
+
+
 def test_bytes_that_never_are_a_character_are_not_waited_for():
     found = list(pieces([b"\xff"] * 100, as_bytes))
     assert list(map(len, found[:MOST_HELD])) == [0] * (MOST_HELD - 1) + [MOST_HELD]

@@ -71,6 +71,19 @@ def test_it_is_the_librarys_tokenizer(tmp_path):
     asyncio.run(run())
 
 
+def test_tokens_whose_numbers_have_gaps_are_text(tmp_path):
+    """Tokens that were added behind a gap, as many models' are, have numbers beyond how many there are."""
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "far": 5, "further": 4000}, unk_token="a"))
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+
+    async def run():
+        async with asked(tmp_path, vocabulary=4096) as process:
+            assert await process.decode([(0, 5, 4000), (4001, 2**31, 2**40)]) == ("a far further", "")
+
+    asyncio.run(run())
+
+
 def test_text_that_comes_token_by_token_is_the_whole_text(tmp_path):
     tokenizer = trained(tmp_path)
 
