@@ -39,6 +39,7 @@ class DeploymentTexts:
     def __init__(self, folder: Callable[[str], tuple[str, Path]]) -> None:
         self._folder = folder
         self._known: dict[str, asyncio.Future[DeploymentText | None]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def get(self, model: str, vocabulary: int) -> DeploymentText | None:
         """Those of the deployment; None: it has no tokenizer.
@@ -53,8 +54,12 @@ class DeploymentTexts:
             reading = asyncio.ensure_future(_read(folder, vocabulary))
         self._known[id] = reading  # now the last one
         found = await asyncio.shield(reading)
-        while len(self._known) > CODERS:
-            await self._forget(next(iter(self._known)))
+        # What is being read somebody waits for; and who is one too many does not wait for others' ends.
+        over = [id for id, one in self._known.items() if one.done()][: max(len(self._known) - CODERS, 0)]
+        for id in over:
+            ending = asyncio.create_task(_ended(self._known.pop(id)), name="end a tokenizer")
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
         return found
 
     async def there(self, model: str) -> bool:
@@ -85,16 +90,19 @@ class DeploymentTexts:
 
     async def close(self) -> None:
         """End their processes."""
-        for id in list(self._known):
-            await self._forget(id)
+        while self._known:
+            await _ended(self._known.popitem()[1])
+        if self._ending:
+            await asyncio.wait(self._ending)
 
-    async def _forget(self, id: str) -> None:
-        reading = self._known.pop(id)
-        reading.cancel()
-        await asyncio.wait([reading])
-        found = None if reading.cancelled() or reading.exception() is not None else reading.result()
-        if found is not None and isinstance(found.coder, TokenizerProcess):
-            await found.coder.close()
+
+async def _ended(reading: asyncio.Future[DeploymentText | None]) -> None:
+    """Nothing of it goes on: its process has ended."""
+    reading.cancel()
+    await asyncio.wait([reading])
+    found = None if reading.cancelled() or reading.exception() is not None else reading.result()
+    if found is not None and isinstance(found.coder, TokenizerProcess):
+        await found.coder.close()
 
 
 async def _read(folder: Path, vocabulary: int) -> DeploymentText | None:

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from aggregator.bounds.bounds import TOKENIZER_PROCESS
-from aggregator.inference.generation import tokenizer_process
+from aggregator.inference.generation import texts, tokenizer_process
 from aggregator.inference.generation.coders import BytesCoder, read_text_files
 from aggregator.inference.generation.texts import DeploymentTexts
 from aggregator.inference.generation.tokenizer_process import TokenizerProcess
@@ -177,24 +177,53 @@ def test_files_beside_a_model_say_what_ends_a_text(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
 
     async def run():
-        texts = DeploymentTexts(lambda name: (name, tmp_path))
+        known = DeploymentTexts(lambda name: (name, tmp_path))
         try:
-            found = await texts.get("a", 300)
-            assert found is await texts.get("a", 300)
+            found = await known.get("a", 300)
+            assert found is await known.get("a", 300)
             assert found.ends == {tokenizer.token_to_id("</s>")}
             assert found.files.special == {"eos_token": "</s>", "bos_token": "<s>"}
             assert found.files.chat_template == "{{ messages }}"
             (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 7}))
             (tmp_path / "chat_template.jinja").write_text("another")
-            other = await texts.get("b", 300)
+            other = await known.get("b", 300)
             assert other.ends == {7}
             assert other.files.chat_template == "another"
         finally:
-            await texts.close()
+            await known.close()
 
     asyncio.run(run())
     (tmp_path / "tokenizer.json").unlink()
     assert read_text_files(tmp_path) is None
+
+
+def test_who_asks_for_many_models_words_ends_nobodys_call_for_anothers(tmp_path, monkeypatch):
+    """One that is being read is the oldest of too many: who waited for it was told that it gave up itself."""
+    monkeypatch.setattr(texts, "CODERS", 1)
+    trained(tmp_path)
+    read, begun, go_on = texts._read, asyncio.Event(), asyncio.Event()
+
+    async def slowly(folder, vocabulary):
+        if vocabulary == 1:
+            begun.set()
+            await go_on.wait()
+        return await read(folder, vocabulary)
+
+    monkeypatch.setattr(texts, "_read", slowly)
+
+    async def run():
+        known = DeploymentTexts(lambda name: (name, tmp_path))
+        try:
+            slow = asyncio.create_task(known.get("a", 1))
+            await begun.wait()
+            assert await known.get("b", 300) is not None
+            go_on.set()
+            assert await slow is not None
+            assert len(known._known) == 1
+        finally:
+            await known.close()
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(
