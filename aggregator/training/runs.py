@@ -11,7 +11,6 @@ import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Collection, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,15 +18,16 @@ from aggregator.bounds.bounds import JOB_BYTES, RUNS, RUNS_KEPT
 from aggregator.bounds.budget import Budgets, Lease
 from aggregator.engine import scratch
 from aggregator.engine.endings import to_the_end
-from aggregator.store.folder import FULL, is_full, require_space, unwritable
+from aggregator.store.folder import is_full, require_space, unwritable
 from aggregator.store.parameters import Stream
-from aggregator.store.state import RunRow
-from aggregator.training.active import ActiveRun, Job, evaluation_due
-from aggregator.training.curve import POINTS
+from aggregator.training.active import ActiveRun, Job
+from aggregator.training.disk_room import train_with_room
+from aggregator.training.earlier_runs import GoingRun, earlier_run, going_run, job_of, recall_courses
 from aggregator.training.federated.plan import FederatedPlan
 from aggregator.training.job_recipes import JobRecipe, recipe_of
 from aggregator.training.planner import request_of
-from aggregator.training.records import PAGE, best_of, record_from
+from aggregator.training.records import PAGE, record_from
+from aggregator.training.run_states import RunStates
 from aggregator.training.services import Services
 from aggregator.training.split.plan import SplitPlan
 from aggregator.training.trained import (
@@ -53,7 +53,6 @@ from edge_attention.core.messages.training import (
     PlanRunResponse,
     PredictResponse,
     RunState,
-    Samples,
     TrainingRound,
     TrainingRun,
 )
@@ -62,26 +61,12 @@ from edge_attention.wire.services import START_RUN
 log = logging.getLogger(__name__)
 
 STOPPED = "stopped on request"
-RECALLED, LISTED = 8, 6
+RECALLED = 8
 """Runs whose curves are drawn again after a restart."""
 
 UNUSED_SECONDS = 3600.0
 """A blob that was asked for within so many seconds is not removed with a run: somebody may be about to name
 it in another. It goes when the retention next looks."""
-
-ROOM_SECONDS = 600.0
-"""How long a run waits for room on the state's disk without a round between, before it has failed."""
-ROOM_RETRY_SECONDS = (0.5, 10.0)
-"""Between two tries meanwhile, first and at most."""
-
-
-@dataclass(frozen=True)
-class _Going:
-    """A run of an earlier process that goes on. `evaluating`: its last round is still to be evaluated."""
-
-    row: RunRow
-    job: Job
-    evaluating: bool
 
 
 class Runs:
@@ -99,16 +84,13 @@ class Runs:
         """Those that have ended, in this life or before."""
         self._errors: dict[str, EdgeAttentionError] = {}
         """What those failed with that did in this life, without what led there."""
-        self._going: list[_Going] | None = None
+        self._going: list[GoingRun] | None = None
         self._resuming: set[str] = set()
         self._deleting: set[str] = set()
         self._kept: dict[str, Lease] = {}
         """What each run takes of those that may be kept."""
         self._closing = False
-        self._unsaved: dict[str, tuple[RunState, str]] = {}
-        self._saving = asyncio.Lock()
-        """Held by whoever writes down states of runs: they get there in the order in which they were so."""
-        self._saver: asyncio.Task[None] | None = None
+        self._states = RunStates(services.state)
         # What a process that was killed was at.
         shutil.rmtree(self._state.directory / scratch.SCRATCH, ignore_errors=True)
 
@@ -240,18 +222,17 @@ class Runs:
         row = await asyncio.to_thread(self._state.get_run, id)
         going = self._budgets.take(RUNS, row.job.get("owner") or None)
         try:
-            async with self._saving:
+            async with self._states.replaced(id):
                 run = await asyncio.to_thread(self._marked_running, id)
-                self._unsaved.pop(id, None)
             self._take_up(run, going)
         except BaseException:
             going.give_back()
             raise
 
-    def _marked_running(self, id: str) -> _Going:
+    def _marked_running(self, id: str) -> GoingRun:
         self._state.set_run_status(id, RunState.RUNNING.value)
         row = self._state.get_run(id)
-        return self._read(row, self._job(row.job))
+        return going_run(self._state, row, job_of(row.job))
 
     async def stop(self, name: str) -> TrainingRun:
         """Stop a run; what was committed stays, a round under way is dropped."""
@@ -265,7 +246,7 @@ class Runs:
 
     async def _stop(self, active: ActiveRun, task: asyncio.Task[None]) -> None:
         if not active.ending:
-            await self._keep(active.info.id, RunState.STOPPED, STOPPED)
+            await self._states.keep(active.info.id, RunState.STOPPED, STOPPED)
         # Meanwhile it may have come to an end of its own, which is written down after this one.
         if not active.ending and not task.cancelling():
             task.cancel()
@@ -296,9 +277,8 @@ class Runs:
         return info
 
     async def _delete(self, id: str) -> None:
-        async with self._saving:
+        async with self._states.replaced(id):
             named = await asyncio.to_thread(self._state.delete_run, id)
-            self._unsaved.pop(id, None)
         self._active.pop(id, None)
         self._errors.pop(id, None)
         if self._earlier is not None:
@@ -351,17 +331,10 @@ class Runs:
                 continue
             if row.id not in self._kept:
                 self._kept[row.id] = self._budgets[RUNS_KEPT].keep(row.job.get("owner") or None)
-            job = self._job(row.job)
-            zeroth = self._state.record(row.id, 0)
-            samples = Samples(**zeroth["samples"]) if zeroth is not None else None
-            best, loss = best_of(zeroth)
-            earlier[row.id] = TrainingRun(
-                row.id, row.name, RunState(row.status), row.detail, row.round, job.rounds,
-                row.version or 0, row.created, "", samples, notes=tuple((zeroth or {}).get("notes", ())),
-                best_version=best, best_loss=loss,
-            )  # fmt: skip
+            job = job_of(row.job)
+            earlier[row.id] = earlier_run(self._state, row, job)
             if row.status == RunState.RUNNING.value:
-                going.append(self._read(row, job))
+                going.append(going_run(self._state, row, job))
         self._earlier = earlier
         self._going = going
 
@@ -388,12 +361,7 @@ class Runs:
         Call it once, in a thread, before anything else is asked of the runs.
         """
         self._recall_runs()
-        for run in reversed(self.overview(RECALLED)):
-            every = max(1, run.round // POINTS)
-            for row in self._state.records(run.id, 0, every):
-                self._services.activity.recall(run.id, record_from(row.record))
-            for row in self._state.records(run.id, max(0, run.round - LISTED)):
-                self._services.activity.earlier(run.id, record_from(row.record))
+        recall_courses(self._state, self._services.activity, reversed(self.overview(RECALLED)))
 
     async def watch(self, name: str, after_round: int) -> AsyncIterator[TrainingRound | TrainingRun]:
         """Rounds after `after_round`, and the run whenever it changes, until it ends."""
@@ -449,7 +417,7 @@ class Runs:
         row = await asyncio.to_thread(self._state.get_run, info.id)
         chosen = chosen_version(info, row, version, best)
         async with scratch.folder(self._state.directory) as folder:
-            yield await written_model(row, self._job(row.job), chosen, self._services, folder)
+            yield await written_model(row, job_of(row.job), chosen, self._services, folder)
 
     async def predict(
         self, name: str, version: int | None, best: bool, ids: tuple[str, ...]
@@ -464,7 +432,7 @@ class Runs:
         row = await asyncio.to_thread(self._state.get_run, info.id)
         chosen = chosen_version(info, row, version, best)
         async with scratch.folder(self._state.directory) as folder:
-            return await predicted(row, self._job(row.job), chosen, ids, self._services, folder)
+            return await predicted(row, job_of(row.job), chosen, ids, self._services, folder)
 
     # Of the process
 
@@ -476,12 +444,7 @@ class Runs:
         for run in going:
             self._take_up(run, self._budgets[RUNS].keep(run.row.job.get("owner") or None))
 
-    def _read(self, row: RunRow, job: Job) -> _Going:
-        """What `_take_up` needs. Blocks."""
-        record = self._state.record(row.id, row.round) if evaluation_due(job, row.round) else None
-        return _Going(row, job, record is not None and record.get("evaluation") is None)
-
-    def _take_up(self, run: _Going, going: Lease) -> None:
+    def _take_up(self, run: GoingRun, going: Lease) -> None:
         row, job = run.row, run.job
         info = TrainingRun(
             row.id, row.name, RunState.RUNNING, "", row.round, job.rounds, row.version or 0, row.created
@@ -497,9 +460,7 @@ class Runs:
     async def close(self) -> None:
         """Leave the runs as they are, to be taken up by the next process."""
         self._closing = True
-        if self._saver is not None:
-            self._saver.cancel()
-            await self._save()
+        await self._states.close()
         tasks = [active.task for active in self._active.values() if active.task is not None]
         for task in tasks:
             task.cancel()
@@ -509,12 +470,6 @@ class Runs:
             active.update()  # those who watch are to hear of it
 
     # Inside
-
-    def _job(self, stored: Mapping[str, str]) -> Job:
-        request = START_RUN.request.decode(base64.b64decode(stored["job"]))
-        job = request.any_job
-        assert job is not None  # it was started
-        return job
 
     def _begin(self, active: ActiveRun, recipe: JobRecipe, stored: Mapping[str, str] | None) -> None:
         self._active[active.info.id] = active
@@ -544,7 +499,9 @@ class Runs:
         try:
             if stored is not None:
                 await recipe.recall(id, stored)
-            await self._end(active, RunState.FINISHED, await self._train(active, recipe))
+            where = self._state.directory
+            detail = await train_with_room(recipe.train, active, where, self._metrics)
+            await self._end(active, RunState.FINISHED, detail)
         except EdgeAttentionError as error:
             log.error("run %s failed: %s", id, error.message)
             self._errors[id] = error.with_traceback(None)
@@ -564,66 +521,14 @@ class Runs:
             active.task = None  # a task that was cancelled holds all it worked with
             self._metrics.ended(id, time.monotonic())
 
-    async def _train(self, active: ActiveRun, recipe: JobRecipe) -> str:
-        """As `recipe.train`; where the disk is full it waits for room, and goes on from the last version."""
-        progress, since, tries = -1, 0.0, 0
-        while True:
-            try:
-                return await recipe.train(active)
-            except DiskFull as error:
-                full = error
-            except OSError as error:
-                if error.errno not in FULL:
-                    raise
-                full = DiskFull(f"{self._state.directory}: {error.strerror}; free space there")
-            now = time.monotonic()
-            if active.info.version != progress:
-                progress, since, tries = active.info.version, now, 0
-            left = since + ROOM_SECONDS - now
-            if left <= 0:
-                raise DiskFull(f"{full.message} (waited {ROOM_SECONDS:.0f} s for room)")
-            clock = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
-            active.say(f"room on the disk, until {clock}: {full.message}", self._metrics, "room on the disk")
-            first, most = ROOM_RETRY_SECONDS
-            await asyncio.sleep(min(most, first * 2**tries, left))
-            tries += 1
-            active.say("", self._metrics)
-
     async def _end(self, active: ActiveRun, state: RunState, detail: str) -> None:
         """Those who watch hear of it once it is written down."""
         active.ending = True
         await to_the_end(self._ended(active, state, detail))
 
     async def _ended(self, active: ActiveRun, state: RunState, detail: str) -> None:
-        await self._keep(active.info.id, state, detail)
+        await self._states.keep(active.info.id, state, detail)
         active.update(state=state, detail=detail, waiting="")
-
-    async def _keep(self, id: str, state: RunState, detail: str) -> None:
-        """Write down how a run has ended. Where that cannot be done now it is done later: it has ended."""
-        self._unsaved[id] = (state, detail)
-        await self._save()
-        if self._unsaved and (self._saver is None or self._saver.done()) and not self._closing:
-            self._saver = asyncio.create_task(self._save_later(), name="states of runs")
-
-    async def _save(self) -> None:
-        async with self._saving:
-            for id, how in list(self._unsaved.items()):
-                state, detail = how
-                try:
-                    # To the end: the lock is given back when the thread is done.
-                    await to_the_end(asyncio.to_thread(self._state.set_run_status, id, state.value, detail))
-                except EdgeAttentionError as error:
-                    log.error(
-                        "run %s is %s, which cannot be written down: %s", id, state.value, error.message
-                    )
-                else:
-                    if self._unsaved.get(id) == how:  # or it has ended in another way meanwhile
-                        del self._unsaved[id]
-
-    async def _save_later(self) -> None:
-        while self._unsaved:
-            await asyncio.sleep(ROOM_RETRY_SECONDS[1])
-            await self._save()
 
 
 def _shown(run: TrainingRun) -> tuple[object, ...]:

@@ -27,6 +27,7 @@ from aggregator.observe.metrics import Metrics
 from aggregator.store.parameters import ParameterStore
 from aggregator.store.state import State
 from aggregator.training.activity import RunActivity
+from aggregator.training.earlier_runs import job_of as stored_job
 from aggregator.training.metrics import RunMetrics
 from aggregator.training.runs import Runs
 from aggregator.training.services import Services
@@ -177,7 +178,7 @@ def dataset(name, ids=None, **columns):
 
 def job_of(house, run):
     """The job of a run, which may have ended."""
-    return house.runs._job(house.state.get_run(run).job)
+    return stored_job(house.state.get_run(run).job)
 
 
 def digests(instructions):

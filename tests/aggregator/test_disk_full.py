@@ -19,7 +19,7 @@ from house import House, until
 from test_federated import ended, parameters, started
 
 from aggregator.store.tensor_file import TensorFileWriter
-from aggregator.training import runs
+from aggregator.training import disk_room
 from aggregator.trust import audit as audits
 from aggregator.trust.audit import Audit
 from aggregator.trust.registry import Registry
@@ -30,7 +30,7 @@ from edge_attention.core.messages.training import RunState
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    monkeypatch.setattr(runs, "ROOM_RETRY_SECONDS", (0.01, 0.05))
+    monkeypatch.setattr(disk_room, "ROOM_RETRY_SECONDS", (0.01, 0.05))
 
 
 def left_over(house):
@@ -94,7 +94,7 @@ def test_a_run_says_that_it_waits_for_room_and_goes_on(kind, monkeypatch):
 
 
 def test_without_room_for_long_it_fails_with_the_reason_and_can_be_resumed(monkeypatch):
-    monkeypatch.setattr(runs, "ROOM_SECONDS", 0.3)
+    monkeypatch.setattr(disk_room, "ROOM_SECONDS", 0.3)
 
     async def scenario(house):
         disk = FullDisk(house, monkeypatch)
