@@ -29,6 +29,7 @@ from aggregator.store.state import State
 from aggregator.training.activity import RunActivity
 from aggregator.training.earlier_runs import job_of as stored_job
 from aggregator.training.metrics import RunMetrics
+from aggregator.training.planner import make_here
 from aggregator.training.runs import Runs
 from aggregator.training.services import Services
 from edge_attention.core.errors import EdgeAttentionError
@@ -46,9 +47,12 @@ from edge_node.store.store import Store
 
 
 class House:
-    """The aggregator's parts, put together as its server does."""
+    """The aggregator's parts, put together as its server does.
 
-    def __init__(self, folder=None, patience=120.0):
+    `plan`: makes jobs' plans; the server's way, `planner.make`, takes a process each (test_planner.py).
+    """
+
+    def __init__(self, folder=None, patience=120.0, plan=make_here):
         self.state = State(folder)
         self.metrics = Metrics()
         self.attend_metrics = AttendMetrics(self.metrics)
@@ -67,7 +71,7 @@ class House:
         parts = (self.state, self.parameters, self.membership, self.trips, self.bulk, link)
         engine = SimpleNamespace(trips=self.trips, bulk=self.bulk, membership=self.membership)
         self.runner = ModelRunner(engine)
-        self.runs = Runs(Services(*parts, self.run_metrics, patience, self.runner, self.run_activity))
+        self.runs = Runs(Services(*parts, self.run_metrics, patience, self.runner, self.run_activity, plan))
 
     def __enter__(self):
         return self

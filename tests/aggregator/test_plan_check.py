@@ -9,7 +9,6 @@ import pytest
 import small_job
 import small_model
 from house import House, dataset
-from planned_here import planned_here as planned_here
 
 from edge_attention.core.job_release import JobRelease
 from edge_attention.core.messages.training import RunState

@@ -106,7 +106,7 @@ async def killed(work):
 
 @pytest.mark.parametrize("kind", ["fusion", "federated"])
 def test_a_process_that_is_killed_fails_its_job_and_nothing_else(kind):
-    with House() as house:
+    with House(plan=planner.make) as house:
         made = job(house) if kind == "fusion" else small_model.job(house)
         error = asyncio.run(beside(house, killed(house.runs.start(made))))
         assert isinstance(error, GraphDied)
@@ -128,23 +128,29 @@ def test_a_process_that_is_killed_fails_its_job_and_nothing_else(kind):
 )
 def test_a_model_that_takes_too_much_fails_its_job_and_nothing_else(monkeypatch, bound, error, said):
     monkeypatch.setattr(planner, "PLANNING_PROCESS", replace(PLANNING_PROCESS, **bound))
-    with House() as house:
+    with House(plan=planner.make) as house:
         raised = asyncio.run(beside(house, house.runs.plan(job(house, swelling()))))
         with pytest.raises(error, match=said):
             raise raised
 
 
-def test_what_no_model_could_mend_needs_no_process(monkeypatch):
+def test_what_no_model_could_mend_needs_no_process():
     async def never(*_):
         raise AssertionError
 
-    monkeypatch.setattr(planner, "make", never)
-    with House() as house, pytest.raises(InvalidArgument, match="rounds is 0"):
+    with House(plan=never) as house, pytest.raises(InvalidArgument, match="rounds is 0"):
         asyncio.run(house.runs.plan(replace(job(house), rounds=0)))
 
 
-def test_a_run_that_goes_on_is_not_planned_again(monkeypatch):
+def test_a_run_that_goes_on_is_not_planned_again():
+    going = False
+
+    async def planned(*given):
+        assert not going
+        return await planner.make_here(*given)
+
     async def scenario(house):
+        nonlocal going
         made = job(house)
         planned = (await house.runs.plan(made)).graphs
         released = sorted({g.release for g in planned if g.release})
@@ -153,12 +159,12 @@ def test_a_run_that_goes_on_is_not_planned_again(monkeypatch):
         run = (await house.runs.start(made)).id
         await until(lambda: house.runs.describe(run).round >= 1)
         await house.runs.stop(run)
-        monkeypatch.setattr(planner, "make", None)
+        going = True
         await house.runs.resume_run(run)
         await until(lambda: house.runs.describe(run).state is not RunState.RUNNING)
         return house.runs.describe(run)
 
-    with House() as house:
+    with House(plan=planned) as house:
         ended = asyncio.run(scenario(house))
         assert (ended.state, ended.round) == (RunState.FINISHED, 6), ended.detail
         assert not (house.parameters.folder(ended.id) / "plan").exists()

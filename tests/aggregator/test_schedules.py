@@ -13,7 +13,6 @@ import small_model
 import test_federated
 import test_fusion
 from house import House, until
-from planned_here import planned_here as planned_here
 
 from aggregator.training.remedies import remedy_of
 from edge_attention.core.errors import InvalidArgument

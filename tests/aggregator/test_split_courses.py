@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import small_split
 from house import House, until
-from planned_here import planned_here as planned_here
 from test_fusion import ended
 
 from aggregator.training.remedies import remedy_of

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import small_split
 from house import House, dataset, until
-from planned_here import planned_here as planned_here
 from test_fusion import ended
 
 from aggregator.training.split.releases import WholeRelease

@@ -17,7 +17,6 @@ import test_federated
 import test_fusion
 from house import House
 from onnx import numpy_helper
-from planned_here import planned_here as planned_here
 
 from aggregator.bounds.bounds import PREDICTED_SAMPLES
 from aggregator.fleet.columns import TableView
