@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ __all__ = [
     "name_variables",
     "read_secret",
     "set_up",
+    "sizes_said",
     "unknown_variables",
 ]
 
@@ -64,9 +65,27 @@ class _Address(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # gen
         host, colon, port = str(value).rpartition(":")
         if not colon or not _HOST.fullmatch(host):
             self.fail(f"{value!r} is not HOST:PORT, as aggregator.example:50051 or [::1]:50051", param, ctx)
-        if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        if not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
             self.fail(f"{port!r} in {value!r} is not a port; ports are 0 to 65535", param, ctx)
         return host, int(port)
+
+
+def sizes_said(given: Sequence[str]) -> dict[str, int]:
+    """The sizes of `--dimensions NAME=SIZE`, which may be repeated, by name.
+
+    Raises:
+        click.BadParameter: one is written otherwise, or named twice.
+    """
+    found: dict[str, int] = {}
+    for one in given:
+        name, _, size = one.partition("=")
+        whole = size.isascii() and size.isdigit() and len(size) <= 10
+        if not name or not whole or not 0 < int(size) < 1 << 31:
+            raise click.BadParameter(f"{one!r} is not NAME=SIZE, as sequence=128", param_hint="--dimensions")
+        if name in found:
+            raise click.BadParameter(f"{name!r} is given twice; give it one size", param_hint="--dimensions")
+        found[name] = int(size)
+    return found
 
 
 class _Bytes(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic since click 8.4

@@ -20,6 +20,7 @@ from aggregator.inference.cut_request import CutRequest
 from aggregator.inference.decoder_files import decoder_files
 from aggregator.inference.deployed import PlannedParts
 from aggregator.inference.gained import box_of, gained, gained_whole, links_of
+from aggregator.inference.generation.coders import TOKENIZER
 from aggregator.inference.measured import WORK_FILE, work_text
 from aggregator.inference.model_inputs import OTHERS, feeds_of, tensors_of
 from aggregator.inference.placement import GAIN, Holders, LayerSeconds, by_word, plan_word, spread
@@ -91,7 +92,9 @@ def cut_as_asked(request: CutRequest, opened: OpenModel | None = None) -> Planne
     decoder, why = _sessions(model, loads_plan(planned.plan), Path(request.into) / DECODER)
     note = "served as sessions, too: keys and values of earlier tokens stay on the nodes" if decoder else ""
     pasts = any(len(one.shape) == 4 and (one.name in joined or "past" in one.name) for one in inputs)
-    if not decoder and (pasts or both_in_one(one.name for one in inputs)):
+    if not decoder and (Path(request.model).parent / TOKENIZER).is_file():
+        note = f"no sessions, so its tokenizer is not used: {why}"
+    elif not decoder and (pasts or both_in_one(one.name for one in inputs)):
         note = f"no sessions: {why}"
     notes = (*planned.notes, note) if note else planned.notes
     return replace(planned, decoder=decoder, sessions=why, notes=notes)

@@ -37,17 +37,21 @@ def read_inputs(inputs: Iterable[str]) -> dict[str, Array]:
 
     Raises:
         click.BadParameter: one is written otherwise.
+        click.BadParameter: an input is given twice.
         InvalidArgument: a file cannot be read.
     """
     found: dict[str, Array] = {}
     for text in inputs:
         name, equals, file = text.partition("=")
         if not equals and text.endswith(".npz"):
-            found |= load_npz(Path(text))
+            more = load_npz(Path(text))
         elif name and file:
-            found[name] = load_npy(Path(file))
+            more = {name: load_npy(Path(file))}
         else:
             raise click.BadParameter(f"{text!r} is neither INPUT=FILE.npy nor FILE.npz", param_hint="--input")
+        for twice in sorted(found.keys() & more.keys())[:1]:
+            raise click.BadParameter(f"{twice!r} is given twice; give it once", param_hint="--input")
+        found |= more
     return found
 
 

@@ -328,7 +328,8 @@ def _count(context: Context) -> int:
 
 def _range(text: str, hint: str = "--rows") -> range:
     start, colon, stop = text.partition(":")
-    if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+    whole = all(one.isascii() and one.isdigit() and len(one) < 19 for one in (start, stop))
+    if not (colon and whole and int(start) < int(stop)):
         raise click.BadParameter(
             f"{text!r} is not START:STOP, as 0:1000, the lower one first", param_hint=hint
         )

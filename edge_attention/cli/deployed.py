@@ -32,6 +32,7 @@ from edge_attention.core.messages.inference import (
 )
 from edge_attention.core.printable import shown
 from edge_attention.failing import json_option
+from edge_attention.options import sizes_said
 
 NOT_EXACT = 3
 LEFT_SECONDS = 10.0
@@ -131,7 +132,9 @@ def deploy(
     The answer is the whole model's, to rounding, whatever the plan. Ctrl-C undoes what is not serving yet.
     With --json: one JSON object a word of progress, then the model.
     """
-    dimensions = dict(_size(text) for text in sizes)
+    dimensions = sizes_said(sizes)
+    if nodes is not None and not nodes.strip(" ,"):
+        raise click.BadParameter("it names none; leave it out for all that are here", param_hint="--nodes")
     with connect(address) as client, _progress(as_json) as told:
         before = max((one.version for one in client.models() if one.name == name), default=0)
         try:
@@ -139,7 +142,7 @@ def deploy(
                 model,
                 name,
                 plan=plan,
-                nodes=[part for part in (nodes or "").split(",") if part],
+                nodes=[part.strip() for part in (nodes or "").split(",") if part.strip()],
                 replicas=replicas,
                 dimensions=dimensions,
                 halves=halves,
@@ -389,13 +392,6 @@ def _progress(as_json: bool) -> Iterator[Callable[[DeployProgress], None]]:
             bar.update(tasks[key], completed=progress.done, total=progress.total)
 
         yield told
-
-
-def _size(text: str) -> tuple[str, int]:
-    name, equals, number = text.partition("=")
-    if not (name and equals and number.isdigit() and int(number) > 0):
-        raise click.BadParameter(f"{text!r} is not NAME=SIZE, as sequence=128", param_hint="--dimensions")
-    return name, int(number)
 
 
 def _summary(name: str, answer: ModelResult) -> dict[str, Any]:

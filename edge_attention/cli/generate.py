@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -11,6 +12,10 @@ from edge_attention.cli.connection import connect
 from edge_attention.cli.output import print_json, say, say_on
 from edge_attention.client.generation import MAX_DEADLINE
 from edge_attention.failing import json_option
+
+TEXTLESS = 8
+"""Tokens that came without a text, from which on it is taken that there is no tokenizer, and ids are printed.
+Fewer may be half a character, or a stop word's beginning."""
 
 
 @click.command(
@@ -102,13 +107,22 @@ def generate(
     with connect(address) as client:
         model = client.model(name)
         generation = model.generate(given, inputs=arrays, speculate=not no_speculation, **options)
+        textless: list[int] | None = [] if prompt is None else None  # None: its tokens have text
+        sure = False
         for piece in generation:
             if as_json:
                 print_json({"text": piece.text, "tokens": piece.tokens}, indent=None)
             elif piece.text:
+                textless = None
                 say_on(piece.text)
-            elif prompt is None:
-                say_on("".join(f"{token} " for token in piece.tokens))
+            elif textless is not None:
+                textless += piece.tokens
+                sure = sure or len(textless) > TEXTLESS
+                if sure:
+                    _say_ids(textless)
+                    textless.clear()
+    if textless and not as_json:
+        _say_ids(textless)
     report = generation.report
     assert report is not None
     if as_json:
@@ -124,6 +138,11 @@ def generate(
     )
     if report.lacking:  # an earlier release says neither
         say(f"NOT EXACT: {report.lacking}", err=True)
+
+
+def _say_ids(tokens: Iterable[int]) -> None:
+    """Print token ids that others may come behind."""
+    say_on("".join(f"{token} " for token in tokens))
 
 
 def _ids(text: str) -> list[int]:

@@ -27,6 +27,7 @@ from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.axes.planning import plan_model, reference_slowness
 from edge_attention.jobs.boxes_file import TEMPLATE, read_boxes
+from edge_attention.options import sizes_said
 
 _EPILOG = """
 Examples:
@@ -127,7 +128,7 @@ def plan(
         halves,
     )
     opened = open_model(file)
-    sizes = sizes_by_name(_inputs(opened), batch, length, _dimensions(given))
+    sizes = sizes_by_name(_inputs(opened), batch, length, sizes_said(given))
     axes = analyse(opened, sizes)
     if measure:
         slowness = reference_slowness(opened, axes)
@@ -184,16 +185,6 @@ def sizes_by_name(
         raise InvalidArgument(
             f"--dimensions {shown(unknown[0])}: the model leaves no such dimension open; it has {there}"
         )
-    return found
-
-
-def _dimensions(given: Sequence[str]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for one in given:
-        name, _, size = one.partition("=")
-        if not name or not size.isascii() or not size.isdigit() or not 0 < int(size) < 1 << 31:
-            raise click.BadParameter(f"{one!r} is not NAME=SIZE", param_hint="'--dimensions'")
-        found[name] = int(size)
     return found
 
 

@@ -155,5 +155,9 @@ def _datasets(data: tuple[str, ...], names: list[str]) -> dict[str, dict[str, st
                 param_hint="--data",
             )
         for each in [node] if colon else names:
+            if name in found[each]:
+                raise click.BadParameter(
+                    f"node {each} is given {name!r} twice; give it one file", param_hint="--data"
+                )
             found[each][name] = file
     return found

@@ -70,7 +70,8 @@ class ClientConnection:
                 f"{address!r} is a web address; an aggregator's is HOST:PORT, as {meant_by(address)!r}"
             )
         host, colon, port = address.rpartition(":")
-        if not (colon and host and port.isdigit() and int(port) < 65536):
+        whole = port.isascii() and port.isdigit() and len(port) < 6
+        if not (colon and host and whole and int(port) < 65536):
             raise InvalidArgument(f"{address!r} is not HOST:PORT, as 127.0.0.1:50051")
         self.address = address
         self.timeout = values.above(timeout, "timeout", MAX_SECONDS)

@@ -230,7 +230,7 @@ def test_errors_are_of_the_class_the_server_named(client):
 def test_nobody_listens():
     with Client("127.0.0.1:1") as client, pytest.raises(Unavailable, match=r"127\.0\.0\.1:1 cannot be"):
         client.nodes()
-    for address in ("localhost", ":1", "host:port", "host:99999"):
+    for address in ("localhost", ":1", "host:port", "host:99999", "host:\N{SUPERSCRIPT TWO}"):
         with pytest.raises(InvalidArgument, match="HOST:PORT"):
             Client(address)
 

@@ -431,6 +431,12 @@ WRONG = {
         "'x.npy' is to be an .npz file",
     ),
     "deploy words.bin --name x": (1, "edge-attention: words.bin: not an ONNX file"),
+    "infer m --input x=x.npy --input x=x.npy": (2, "'x' is given twice; give it once"),
+    "deploy m.onnx --name x --dimensions a=2 --dimensions a=3": (2, "'a' is given twice; give it one size"),
+    "deploy m.onnx --name x --dimensions a=\N{SUPERSCRIPT TWO}": (2, "is not NAME=SIZE, as sequence=128"),
+    "deploy m.onnx --name x --nodes=": (2, "it names none; leave it out for all that are here"),
+    "up --data r=rows.csv --data r=rows.csv": (2, "is given 'r' twice; give it one file"),
+    "contexts trim memory \N{SUPERSCRIPT TWO}:9": (2, "is not START:STOP, as 0:1000"),
     "contexts trim memory 5:0": (2, "'5:0' is not START:STOP, as 0:1000, the lower one first"),
     "train job.toml --record no/such/rounds.jsonl": (
         1,

@@ -15,6 +15,7 @@ from edge_attention.core.messages.inference import GenerateReport
 
 EXACT = GenerateReport("length", 2, 1, 7, 1, 0, 0, {"tokens": 0.1})
 ROUNDED = GenerateReport("length", 2, 1, 7, 1, 0, 0, {"tokens": 0.1}, False, "activations are rounded")
+SO = GeneratedPiece("so", (5,))
 
 
 class Generated(list):
@@ -23,14 +24,14 @@ class Generated(list):
     report = EXACT
 
 
-def generate(monkeypatch, report, *options):
+def generate(monkeypatch, report, *options, prompt=("text",), pieces=(SO,)):
     """What is printed, and what was asked for."""
     asked = {}
 
     def model(name):
         def generates(prompt, **more):
             asked.update(more, model=name, prompt=prompt)
-            found = Generated([GeneratedPiece("so", (5,))])
+            found = Generated(pieces)
             found.report = report
             return found
 
@@ -38,7 +39,7 @@ def generate(monkeypatch, report, *options):
 
     client = contextlib.nullcontext(SimpleNamespace(model=model))
     monkeypatch.setattr(command, "connect", lambda address: client)
-    done = CliRunner().invoke(command.generate, ["writer", "text", *options], obj="nowhere:1")
+    done = CliRunner().invoke(command.generate, ["writer", *prompt, *options], obj="nowhere:1")
     assert done.exit_code == 0, done.output
     return done, asked
 
@@ -56,3 +57,17 @@ def test_logits_that_are_not_the_whole_model_s_are_told_of(monkeypatch, report):
 def test_the_priority_is_asked_for(monkeypatch):
     assert generate(monkeypatch, EXACT)[1]["priority"] == 8
     assert generate(monkeypatch, EXACT, "--priority", "1")[1]["priority"] == 1
+
+
+@pytest.mark.parametrize(
+    ("texts", "printed"),
+    [
+        (["", "\N{ARABIC LETTER HEH}", "", "a"], "\N{ARABIC LETTER HEH}a\n"),  # half a character has no text
+        (["", ""], "0 1 \n"),
+        ([""] * 12, "".join(f"{n} " for n in range(12)) + "\n"),
+    ],
+)
+def test_who_asks_by_ids_reads_the_text_where_there_is_one_and_else_ids(monkeypatch, texts, printed):
+    pieces = [GeneratedPiece(text, (number,)) for number, text in enumerate(texts)]
+    done, _ = generate(monkeypatch, EXACT, prompt=("--ids", "1,2"), pieces=pieces)
+    assert done.stdout == printed

@@ -244,3 +244,14 @@ def test_a_process_that_lost_its_place_while_it_cut_ends_no_other(tmp_path, monk
     for error in (None, InvalidArgument("no")):
         for returns in (False, True):
             asyncio.run(run(error, returns))
+
+
+def test_a_tokenizer_beside_what_has_no_sessions_is_told_of(tmp_path):
+    model = tmp_path / "bert.onnx"
+    model.write_bytes((EXPORTS / "bert.onnx").read_bytes())
+    (tmp_path / "cut").mkdir()
+    request = CutRequest(str(model), str(tmp_path / "cut"), "replicate", nodes=NODES)
+    assert not any("tokenizer" in note for note in cut_as_asked(request).notes)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (note,) = (note for note in cut_as_asked(request).notes if "tokenizer" in note)
+    assert note.startswith("no sessions, so its tokenizer is not used: ")
