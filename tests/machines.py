@@ -13,6 +13,7 @@ from typing import Any
 
 from aggregator.bounds.admission import Admission
 from aggregator.bounds.budget import Budget, Lease
+from aggregator.bounds.callers_in_turn import CallersInTurn
 from aggregator.engine.exchange import Exchange
 from aggregator.fleet.membership import Membership
 from aggregator.inference.batching.batch_queue import BatchQueue
@@ -36,6 +37,7 @@ MACHINES: tuple[type, ...] = (
     BatchQueue,
     Budget,
     Buffered,
+    CallersInTurn,
     CellState,
     Exchange,
     Fold,

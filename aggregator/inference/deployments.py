@@ -259,7 +259,7 @@ class Deployments:
         whole, until = deployed.planned.whole, time.monotonic() + seconds
         key, shapes = _shape_of(deployed.planned, feeds)
         # One that was prepared when the request came may have gone for others meanwhile.
-        while not deployed.shapes.use(key):
+        while not deployed.shapes.use(key, caller):
             await self._readiness.ready(deployed, key, shapes, until, caller)
         try:
             left = max(until - time.monotonic(), 0.0)

@@ -71,9 +71,10 @@ class ShapeReadiness:
         seconds: float,
         *,
         seek: bool = False,
+        caller: str = "",
     ) -> None:
         """Have the nodes ready for requests of this shape, which is cut. `seek`: a part whose nodes have gone
-        is given to another one meanwhile."""
+        is given to another one meanwhile. `caller`: who asks for it; "": nobody in particular."""
         planned = deployed.planned
         assert planned is not None
         folder = deployed.folder.shape(key)
@@ -88,7 +89,7 @@ class ShapeReadiness:
         finally:
             if len(deployed.known) > hashed and deployed.folder.path.is_dir():
                 await asyncio.to_thread(write_digests, deployed.folder, dict(deployed.known))
-        deployed.shapes.add(key)
+        deployed.shapes.add(key, caller)
 
     async def _prepared(
         self,
@@ -123,12 +124,15 @@ class ShapeReadiness:
         """Wait until it is prepared for a shape, which all who want it do together."""
         task = deployed.coming.get(key)
         if task is None:
-            if len(deployed.coming) >= DEPLOYING.total:
+            free = DEPLOYING.total - len(deployed.coming) - 1
+            own = sum(task.get_name() == _named(caller) for task in deployed.coming.values()) if caller else 0
+            if free < 0 or (own and own + 1 > free):
+                mine = f", {own} of them for you, who may have as many as are left free," if own else ""
                 raise ResourceExhausted(
                     f"model {deployed.name!r} is being prepared for {len(deployed.coming)} other shapes of "
-                    "inputs; send requests of few shapes, padded, or wait for these"
+                    f"inputs{mine}; send requests of few shapes, padded, or wait for these"
                 )
-            task = asyncio.create_task(self._come(deployed, key, shapes, caller), name="shape")
+            task = asyncio.create_task(self._come(deployed, key, shapes, caller), name=_named(caller))
             deployed.coming[key] = task
             task.add_done_callback(lambda _: deployed.coming.pop(key, None))
         done, _ = await asyncio.wait([task], timeout=max(until - time.monotonic(), 0.0))
@@ -156,7 +160,7 @@ class ShapeReadiness:
         else:
             await asyncio.to_thread(self._folders.used_shape, deployed.folder, key)
         deployed.texts[key] = planned.key_text if planned.whole else shape_text(shapes)
-        await self.prepare(deployed, key, _nobody, DELIVERY_SECONDS)
+        await self.prepare(deployed, key, _nobody, DELIVERY_SECONDS, caller=caller or "")
         for gone in deployed.shapes.surplus():
             deployed.texts.pop(gone, None)
             await self._runner.release(deployed.id, gone)
@@ -233,6 +237,11 @@ def _usable(made: Path, model: str) -> bool:
         )
         shutil.rmtree(made.parent)
         return False
+
+
+def _named(caller: str | None) -> str:
+    """What a task is called that prepares for a shape which the caller asks for."""
+    return f"shape for {caller or 'nobody'}"
 
 
 def _nobody(node: str, done: int, total: int) -> None:

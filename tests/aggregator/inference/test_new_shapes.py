@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from house import House
 
 from aggregator.bounds.budget import Budgets
@@ -17,8 +19,9 @@ from aggregator.inference.metrics import InferenceMetrics
 from aggregator.inference.model_answer import ModelAnswer
 from aggregator.inference.prepared_shapes import PreparedShapes
 from aggregator.inference.runner import ModelRunner
+from aggregator.inference.shape_readiness import ShapeReadiness
 from aggregator.inference.whole.whole_runner import WholeRunner
-from edge_attention.core.errors import Cancelled
+from edge_attention.core.errors import Cancelled, ResourceExhausted
 from edge_attention.core.messages.inference import ModelTensor
 
 
@@ -74,3 +77,33 @@ def test_who_waits_for_a_new_shape_has_no_slot_of_the_queue(tmp_path):
 
     with House(tmp_path) as house:
         asyncio.run(run(house))
+
+
+def test_new_shapes_of_one_caller_leave_some_to_others():
+    async def run():
+        readiness = object.__new__(ShapeReadiness)
+        over = asyncio.Event()
+
+        async def come(deployed, key, shapes, caller):
+            await over.wait()
+
+        readiness._come = come
+        deployed = SimpleNamespace(name="m", coming={}, life=SimpleNamespace(detail=""))
+
+        def ask(rows, caller):
+            shapes = {"x": (rows,)}
+            until = time.monotonic() + 180
+            return asyncio.create_task(readiness.ready(deployed, shape_key(shapes), shapes, until, caller))
+
+        asked = [ask(rows, "ana") for rows in range(1, 7)]
+        await asyncio.wait(asked[4:])
+        for refused in asked[4:]:
+            with pytest.raises(ResourceExhausted, match="4 of them for you"):
+                await refused
+        others = [ask(7, "ben"), ask(1, "ben")]
+        await asyncio.sleep(0)
+        assert len(deployed.coming) == 5
+        over.set()
+        await asyncio.gather(*asked[:4], *others)
+
+    asyncio.run(run())

@@ -34,13 +34,27 @@ def test_what_is_in_use_stays_above_the_bound():
     shapes.check()
 
 
+def test_who_has_ever_other_shapes_has_its_own_go():
+    shapes = PreparedShapes(4)
+    shapes.add("steady", "ben")
+    for number in range(50):
+        shapes.add(f"odd{number}", "ana")
+        assert shapes.use(f"odd{number}", "ana")
+        shapes.done(f"odd{number}")
+        gone = shapes.surplus()
+        assert gone == ((f"odd{number - 3}",) if number >= 3 else ())
+        shapes.use("steady", "ana") and shapes.done("steady")  # which makes it no less ben's
+    assert shapes.last_first == ("steady", "odd49", "odd48", "odd47")
+    shapes.check()
+
+
 @given(st.lists(st.tuples(st.sampled_from(["add", "use", "done"]), st.sampled_from("abcdef"))))
 def test_it_keeps_no_more_than_the_bound_and_those_in_use(events):
     shapes, used = PreparedShapes(2), []
     for what, key in events:
         if what == "add":
-            shapes.add(key)
-        elif what == "use" and shapes.use(key):
+            shapes.add(key, key if key < "c" else "ana")
+        elif what == "use" and shapes.use(key, "ana"):
             used.append(key)
         elif what == "done" and key in used:
             used.remove(key)
