@@ -76,6 +76,7 @@ class Database:
             database.close()
             self._sums.make()
             database = self._connect(path)
+        self._sums.opened()
         self._sums.checkpoint(database)  # what a process that was killed has left in the log
         return database
 
@@ -131,6 +132,8 @@ class Database:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                if self._sums is not None:
+                    self._sums.require_there()
                 self._connection.execute("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:

@@ -18,6 +18,7 @@ Nobody writes between 1 and 2. A database of several processes has them agree by
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import logging
 import os
@@ -34,7 +35,7 @@ import numpy as np
 
 from aggregator.store.folder import sync, write_durably
 from aggregator.store.write_ahead import Log, page_sum, require_whole
-from edge_attention.core.errors import DataLoss, EdgeAttentionError
+from edge_attention.core.errors import DataLoss, EdgeAttentionError, Internal
 
 __all__ = ["PageSums"]
 
@@ -64,6 +65,7 @@ class PageSums:
         self._log = Path(f"{path}-wal")
         self._file = Path(f"{path}.sums")
         self._failing = False
+        self._opened: tuple[int, int] | None = None
 
     @property
     def known(self) -> bool:
@@ -113,6 +115,34 @@ class PageSums:
                 f"or, if another program has written it and you want what it wrote, remove {self._file.name}"
             )
 
+    def opened(self) -> None:
+        """SQLite has opened the database: it is this file from now on. Raises OSError."""
+        found = self._path.stat()
+        self._opened = found.st_dev, found.st_ino
+
+    def require_there(self) -> None:
+        """Refuse to go on where the file that was `opened` is not at its place any more.
+
+        SQLite would go on with it, wherever it is now: what it commits then is not there after a restart.
+
+        Raises:
+            Internal: it, or its folder, was moved, removed or replaced.
+        """
+        if self._opened is None:
+            return
+        try:
+            found = self._path.stat()
+            if (found.st_dev, found.st_ino) == self._opened:
+                return
+            what = "another file has taken its place"
+        except OSError as error:
+            what = error.strerror
+        raise Internal(
+            f"{self._path} is not where it was opened ({what}): its folder was moved, removed or replaced "
+            "under the running aggregator, and what is committed would be lost; put it back, or stop the "
+            "aggregator and restore the state folder from a copy"
+        )
+
     def make(self) -> None:
         """Make the sums anew, of the database as it is. To be called while nobody has it open.
 
@@ -141,6 +171,7 @@ class PageSums:
         does: what is committed stays in the log.
         """
         try:
+            self.require_there()
             self._sum(require_whole(self._log))
             database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             self._failing = False
@@ -153,8 +184,16 @@ class PageSums:
         """Close the connections, of which the first writes. The caller is the only one who writes.
 
         SQLite has the log in the database when the last one of all is closed, whatever the sums say: where
-        they cannot be brought up to date they go, and the next start takes the database as it is.
+        they cannot be brought up to date they go, and the next start takes the database as it is. A database
+        that is elsewhere now stays open to the end of the process, and keeps its log and its sums.
         """
+        try:
+            self.require_there()
+        except Internal as error:
+            log.error("%s", error)
+            for database in databases:  # closing removes a log by its path, which may be another's now
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(database))
+            return
         try:
             self._sum(require_whole(self._log))
         except (EdgeAttentionError, OSError) as error:

@@ -75,6 +75,7 @@ class Registry:
                 self._database.close()
                 self._sums.make()
                 self._database = self._opened()
+            self._sums.opened()
             # In WAL mode who reads waits for nobody who writes: calls are checked on the event loop.
             self._reader = self._connect(READ_SECONDS)
 
@@ -154,6 +155,7 @@ class Registry:
             self._writer = threading.get_ident()
             try:
                 yield
+                self._sums.require_there()
                 self._database.execute("COMMIT")
             except BaseException:
                 if self._database.in_transaction:

@@ -20,7 +20,7 @@ from aggregator.store.folder import write_durably
 from aggregator.store.page_sums import PageSums
 from aggregator.store.state import State
 from aggregator.store.write_ahead import require_whole
-from edge_attention.core.errors import DataLoss, DiskFull
+from edge_attention.core.errors import DataLoss, DiskFull, Internal
 
 PAGE = 4096
 
@@ -309,3 +309,46 @@ def test_a_database_grows_past_the_page_that_is_never_written(tmp_path):
         file.write(b"\xff")
     with pytest.raises(DataLoss, match="1 of its"):
         PageSums(path).require_whole()
+
+
+def put(state: State, name: str) -> None:
+    state.put_context(name, name, 1.0, {})
+
+
+@pytest.mark.parametrize("back", ["while it runs", "after its end"])
+def test_nothing_is_committed_to_a_folder_that_was_moved_and_all_is_there_once_it_is_back(tmp_path, back):
+    folder, elsewhere = tmp_path / "state", tmp_path / "elsewhere"
+    state = State(folder)
+    put(state, "before")
+    folder.rename(elsewhere)
+    with pytest.raises(Internal, match=f"{folder}/state.db is not where it was opened .*put it back"):
+        put(state, "lost")
+    assert [context.name for context in state.list_contexts()] == ["before"]
+    wanted = ["before"]
+    if back == "while it runs":
+        elsewhere.rename(folder)
+        put(state, "after")
+        wanted += ["after"]
+    state.close()
+    if back == "after its end":
+        elsewhere.rename(folder)
+    with State(folder) as state:
+        assert [context.name for context in state.list_contexts()] == wanted
+
+
+def test_a_folder_that_took_the_place_of_one_in_use_is_left_alone(tmp_path, caplog):
+    folder = tmp_path / "state"
+    state = State(folder)
+    put(state, "old")
+    folder.rename(tmp_path / "elsewhere")
+    with State(folder) as other:
+        put(other, "new")
+        with pytest.raises(Internal, match="another file has taken its place"):
+            put(state, "lost")
+        log = (folder / "state.db-wal").read_bytes()
+        state.close()
+        assert (folder / "state.db-wal").read_bytes() == log
+        assert "put it back" in caplog.text
+    for path, name in ((folder, "new"), (tmp_path / "elsewhere", "old")):
+        with State(path) as found:
+            assert [context.name for context in found.list_contexts()] == [name]
