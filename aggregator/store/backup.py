@@ -29,6 +29,7 @@ from pathlib import Path
 
 from aggregator.store.folder import TEMPORARY, lock, require_space, sync, unwritable, write_durably
 from aggregator.store.page_sums import PageSums
+from aggregator.store.reserve import RESERVE
 from edge_attention.core.errors import (
     DataLoss,
     EdgeAttentionError,
@@ -51,7 +52,7 @@ YOUNG_SECONDS = 60.0
 _ASIDE, _WITHIN, _PARTIAL = ".backup-", ".under-way-", ".partial"
 """What folders of work are called: links in the state folder; what fills a folder that is there; all."""
 _PIECE = 1024 * 1024
-_LEFT_OUT = ("lock", "spool", "plans")  # of one process
+_LEFT_OUT = ("lock", "spool", "plans", RESERVE)  # of one process
 _GROWING = ("record.jsonl", "audit.jsonl")  # written at their ends: copied, not linked
 _DATABASES = {Path("state.db"): False, Path("trust/trust.db"): True}
 """Each database, and whether other processes write to it, too."""

@@ -4,6 +4,7 @@
     <directory>/state.db      contexts and segments, runs, versions and records
     <directory>/state.db.sums what its pages are (`aggregator.store.page_sums`)
     <directory>/blobs/        files by the SHA-256 of their bytes
+    <directory>/reserve       room for deletions on a full disk (`aggregator.store.reserve`)
     <directory>/spool/        what is under way up; empty at every start (`aggregator.engine.spool`)
     <directory>/runs/         written by `aggregator.store.parameters`
 
@@ -32,6 +33,7 @@ from typing import Any
 from aggregator.store.blobs import Blobs
 from aggregator.store.database import Database
 from aggregator.store.folder import PREFIX, lock, remedy, sweep, sync, write_durably
+from aggregator.store.reserve import Reserve
 from edge_attention.core.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -140,9 +142,12 @@ class State:
             ) from error
         try:
             self._blobs = Blobs(folder)
+            self._reserve = Reserve(self.directory)
             self._database = Database(self.directory, memory=self._temporary is not None)
             self._rows, self._change = self._database.rows, self._database.change
             self.id = self._identity()
+            if self._temporary is None:
+                self._reserve.keep()
         except BaseException:
             os.close(self._lock_file)
             raise
@@ -201,7 +206,8 @@ class State:
 
     def delete_context(self, id: str) -> None:
         """Deletes the context with its segments."""
-        self._change(f"there is no context with id {id!r}", "DELETE FROM contexts WHERE id = ?", id)
+        missing = f"there is no context with id {id!r}"
+        self._reserve.freeing(lambda: self._change(missing, "DELETE FROM contexts WHERE id = ?", id))
 
     def list_contexts(self) -> list[ContextRow]:
         """All contexts, oldest first."""
@@ -273,6 +279,14 @@ class State:
         The caller removes its files, and `drop_blobs` what nothing else has a use for. `NotFound` if there is
         none.
         """
+        return self._reserve.freeing(lambda: self._forget_run(id))
+
+    def keep_reserve(self) -> None:
+        """Have again what deletions on a full disk have taken, if there is room. To be called at times."""
+        if self._temporary is None:
+            self._reserve.keep()
+
+    def _forget_run(self, id: str) -> frozenset[str]:
         with self.transaction():
             named = self._blobs_named(id)
             for table in ("records", "versions"):

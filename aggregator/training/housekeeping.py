@@ -65,6 +65,7 @@ class Housekeeping:
 
     async def look(self) -> None:
         """Have what is too much go."""
+        await asyncio.to_thread(self._state.keep_reserve)
         if self._let_go is not None and await asyncio.to_thread(scarce, self._state.directory):
             await self._let_go()
         ended = await asyncio.to_thread(self._ended)

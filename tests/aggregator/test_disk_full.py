@@ -281,3 +281,32 @@ def test_on_a_disk_that_is_really_full_everything_answers_and_nothing_is_half_do
 
     with small_disk(tmp_path / "disk") as disk, House(disk / "state") as house:
         asyncio.run(scenario(house, disk))
+
+
+def test_what_frees_room_is_done_on_a_full_disk(tmp_path):
+    """Runs and contexts go, by the room that is kept for that; then there is room for others."""
+
+    async def scenario(house, disk):
+        await house.contexts.create(ContextSpec("old", 2, 2, 4, 4))
+        run, _ = await started(house, rounds=3)
+        await ended(house, run)
+        made = []
+
+        async def create():
+            await house.contexts.create(ContextSpec(f"c{len(made)}", 2, 2, 4, 4))
+            made.append(f"c{len(made)}")
+
+        with filled(disk):
+            with pytest.raises(DiskFull):
+                await again(create)
+            await house.runs.delete(run)
+            await house.contexts.drop(house.contexts.get("old"))
+            assert not (disk / "state" / "reserve").exists()
+        assert {context.name for context in house.state.list_contexts()} == set(made)
+        assert not list((disk / "state" / "runs").iterdir())
+        house.state.keep_reserve()
+        assert (disk / "state" / "reserve").exists()
+        await create()
+
+    with small_disk(tmp_path / "disk") as disk, House(disk / "state") as house:
+        asyncio.run(scenario(house, disk))
