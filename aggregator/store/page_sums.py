@@ -136,7 +136,7 @@ class PageSums:
                 return
             what = "another file has taken its place"
         except OSError as error:
-            what = error.strerror
+            what = error.strerror or str(error)
         raise Internal(
             f"{self._path} is not where it was opened ({what}): its folder was moved, removed or replaced "
             "under the running aggregator, and what is committed would be lost; put it back, or stop the "
