@@ -323,12 +323,8 @@ async def deploy(
                 progress(event)
     except InvalidGraph as error:
         # The aggregator calls the files by names of its own.
-        there = dict(zip(("model.onnx", *wire.DECODER_FILES), (model, *decoders), strict=False))
-        kept, colon, said = error.message.partition(": ")
-        given = there.get(kept)
-        if not colon or not isinstance(given, str | Path):
-            raise
-        raise type(error)(f"{given}: {said}") from None
+        named = [str(one) for one in (model, *decoders) if isinstance(one, str | Path)]
+        raise type(error)(f"{', '.join(named) or 'the model'}: {error.message}") from None
     if found is None:
         raise DataLoss(f"the aggregator at {connection.address} did not say what became of {request.name!r}")
     return AsyncServedModel(connection, found)

@@ -430,7 +430,7 @@ WRONG = {
         2,
         "'x.npy' is to be an .npz file",
     ),
-    "deploy words.bin --name x": (1, "edge-attention: words.bin: not an ONNX file"),
+    "deploy words.bin --name x": (1, "edge-attention: words.bin: model.onnx: not an ONNX file"),
     "infer m --input x=x.npy --input x=x.npy": (2, "'x' is given twice; give it once"),
     "deploy m.onnx --name x --dimensions a=2 --dimensions a=3": (2, "'a' is given twice; give it one size"),
     "deploy m.onnx --name x --dimensions a=\N{SUPERSCRIPT TWO}": (2, "is not NAME=SIZE, as sequence=128"),
