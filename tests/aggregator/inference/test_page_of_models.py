@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
+
 from aggregator.inference.activity import InferenceActivity
+from aggregator.inference.feeds import require_looked_up
 from aggregator.inference.page import NOTE, NOTES, InferencePage
 from aggregator.observe.page import Fleet, Lack
+from edge_attention.core.errors import InvalidTensor, Unavailable
 from edge_attention.core.messages.inference import (
     DeployedModel,
     DeployedPart,
@@ -48,6 +53,20 @@ def test_what_waits_and_what_ran_together():
     (model,) = told(activity).sections["models"].values()
     assert 0 < model["together"] < 1
     assert model["rows"] == 8, "the mean of batches, not of requests that ran alone"
+
+
+def test_what_a_request_holds_is_told_to_nobody_but_who_sent_it():
+    activity = InferenceActivity()
+    wrong = {"ids": np.array([[7, 31337]])}
+    with pytest.raises(InvalidTensor, match="31337") as refused:
+        require_looked_up({"ids": 100}, wrong)
+    activity.failed("bert", 0.1, refused.value)
+    activity.failed("bert", 0.1, Unavailable("nobody holds part 1"))
+    lines = told(activity).sections["infers"].values()
+    assert [line["why"] for line in lines] == [
+        "InvalidTensor: who sent it was told what is wrong with it",
+        "nobody holds part 1",
+    ]
 
 
 def test_a_part_nobody_here_has_is_lacked_by_those_that_are_away():
