@@ -80,8 +80,8 @@ class InferenceActivity:
             self.models.setdefault(model, ModelTimes()).add(report)
 
     def failed(self, model: str, seconds: float, error: EdgeAttentionError) -> None:
-        """A request ended with an error. Of one that was wrong itself the page tells the kind alone: the words
-        may have numbers of it."""
+        """A request ended with an error. Of one that was wrong itself the page tells the kind alone, as the
+        words may have numbers of it."""
         own = error.status == "INVALID_ARGUMENT"
         why = f"{type(error).__name__}: who sent it was told what is wrong with it" if own else error.message
         self._add(model, "failed", "", {"all": seconds}, why)
