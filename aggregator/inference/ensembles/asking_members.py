@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from aggregator.bounds.callers_in_turn import CallersInTurn
 from aggregator.engine.endings import to_the_end
 from aggregator.inference.protocol.data_plane import DataPlane
 from aggregator.inference.protocol.served import CheckedRequest
 from edge_attention.core.datatypes import NUMPY, datatype_of
 from edge_attention.core.ensembles.ensemble import EnsembleMember, EnsembleSpec, How
-from edge_attention.core.ensembles.meeting_outputs import attended, attention_of, met
+from edge_attention.core.ensembles.meeting_outputs import attended, attention_of, met, require_attendable
 from edge_attention.core.errors import (
     DeadlineExceeded,
     EdgeAttentionError,
@@ -37,6 +38,8 @@ from edge_attention.core.messages.open_inference import (
 from edge_attention.core.tensors import Array, DataType
 
 __all__ = ["MASS", "MemberAnswers", "answer", "ask_members"]
+
+Made = TypeVar("Made")
 
 MASS = "mass"
 """The output with each member's share of attention."""
@@ -218,14 +221,18 @@ async def answer(
     answers: MemberAnswers,
     shapes: Mapping[str, tuple[int, ...]],
     seconds: float,
+    turns: CallersInTurn,
 ) -> dict[str, Array]:
     """The ensemble's outputs.
 
     Args:
         shapes: of CONCATENATE: by member, its output's shape; -1 where it is open.
         seconds: that are left, for a head.
+        turns: at letting outputs meet, which takes a thread its time.
 
     Raises:
+        ResourceExhausted: too many queries for so many keys.
+        DeadlineExceeded: others' outputs met all that time.
         InvalidTensor: members' outputs do not fit together.
         EdgeAttentionError: the head does not answer.
     """
@@ -234,7 +241,7 @@ async def answer(
         like = next(iter(found.values())).shape
         absent = () if ensemble.how is How.MEAN else answers.absent
         zeros = {name: _filled(shapes[name], like, ensemble.axis, name) for name in absent}
-        return {ensemble.output: await asyncio.to_thread(met, ensemble, found, zeros)}
+        return {ensemble.output: await _in_turn(turns, request.caller, seconds, met, ensemble, found, zeros)}
     queries = ensemble.queries
     if isinstance(queries, str):
         given = request.feeds[queries]
@@ -246,7 +253,9 @@ async def answer(
     else:
         batch = next(iter(next(iter(answers.outputs.values())).values())).shape[:1]
         given = np.broadcast_to(queries, (*batch, *queries.shape))
-    fused, shares = await asyncio.to_thread(_attended, ensemble, given, answers)
+    there = [(one[m.keys], one[m.values]) for m in ensemble.members if (one := answers.outputs.get(m.name))]
+    require_attendable(given, there)
+    fused, shares = await _in_turn(turns, request.caller, seconds, _attended, ensemble, given, answers)
     if not ensemble.head:
         return {ensemble.output: fused, MASS: shares}
     head = f"head '{ensemble.head}'"
@@ -270,6 +279,23 @@ async def answer(
     except EdgeAttentionError as error:
         raise _named(head, error) from None
     return {o.name: o.data for o in answered.outputs if isinstance(o.data, np.ndarray)} | {MASS: shares}
+
+
+async def _in_turn(
+    turns: CallersInTurn, caller: str, seconds: float, work: Callable[..., Made], *given: Any
+) -> Made:
+    """What `work` makes of `given`, in a thread, when it is the caller's turn, to its end."""
+    try:
+        async with asyncio.timeout(seconds):
+            await turns.enter(caller)
+    except TimeoutError:
+        raise DeadlineExceeded(
+            f"the members' outputs waited {seconds:.3g} s for those of other requests to meet"
+        ) from None
+    try:
+        return await to_the_end(asyncio.to_thread(work, *given))
+    finally:
+        turns.leave(caller)
 
 
 def _attended(ensemble: EnsembleSpec, queries: Array, answers: MemberAnswers) -> tuple[Array, Array]:

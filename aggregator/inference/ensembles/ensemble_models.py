@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
 
+from aggregator.bounds.callers_in_turn import CallersInTurn
 from aggregator.inference.ensembles.asking_members import MemberAnswers, answer, ask_members
 from aggregator.inference.ensembles.kept_ensembles import KeptEnsemble, KeptEnsembles
 from aggregator.inference.protocol.data_plane import DataPlane
@@ -30,6 +31,8 @@ from edge_attention.core.messages.open_inference import (
 
 __all__ = ["EnsembleModels", "ServedEnsemble"]
 
+MEETINGS = 2
+"""Requests whose members' outputs meet at a time: by threads, of which others need some, too."""
 PLATFORM = "ensemble"
 """What serving tools know such models by."""
 
@@ -37,10 +40,13 @@ PLATFORM = "ensemble"
 class ServedEnsemble:
     """One ensemble that takes requests."""
 
-    def __init__(self, kept: KeptEnsemble, plane: DataPlane, counts: InferenceCounts) -> None:
+    def __init__(
+        self, kept: KeptEnsemble, plane: DataPlane, counts: InferenceCounts, turns: CallersInTurn
+    ) -> None:
         self._kept = kept
         self._plane = plane
         self._counts = counts
+        self._turns = turns
 
     @property
     def name(self) -> str:
@@ -83,7 +89,8 @@ class ServedEnsemble:
         try:
             answers = await ask_members(kept.ensemble, self._plane, request)
             left = max(request.seconds - (time.monotonic() - began), 1e-3)
-            results = await answer(kept.ensemble, self._plane, request, answers, kept.tensors.shapes, left)
+            shapes = kept.tensors.shapes
+            results = await answer(kept.ensemble, self._plane, request, answers, shapes, left, self._turns)
             for one in kept.tensors.outputs:
                 if one.name not in results or results[one.name].dtype != NUMPY[Datatype(one.datatype)]:
                     raise FailedPrecondition(
@@ -121,16 +128,17 @@ class EnsembleModels:
         self._kept = kept
         self._plane = plane
         self._counts = counts
+        self._turns = CallersInTurn(MEETINGS)
 
     def find(self, name: str, version: str) -> ServedEnsemble | None:
         kept = self._kept.find(name)
         if kept is None or version not in ("", str(kept.version)):
             return None
-        return ServedEnsemble(kept, self._plane, self._counts)
+        return ServedEnsemble(kept, self._plane, self._counts, self._turns)
 
     def index(self) -> Iterator[ModelIndex]:
         for kept in self._kept:
-            ready = ServedEnsemble(kept, self._plane, self._counts).ready
+            ready = ServedEnsemble(kept, self._plane, self._counts, self._turns).ready
             state, reason = ("READY", "") if ready else ("UNAVAILABLE", lacking_of(kept, self._plane))
             yield ModelIndex(kept.name, str(kept.version), state, reason)
 

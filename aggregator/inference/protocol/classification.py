@@ -13,6 +13,8 @@ MAX_CLASSES = 10_000
 """Classes that are asked for."""
 MAX_CLASSIFIED = 256 * 1024
 """Objects of one output: its rows times the classes of each."""
+MAX_SORTED = 1 << 25
+"""Elements of one output that are put in order: a few seconds of a thread."""
 _OBJECT_BYTES = 128
 """What one takes, with what it is made of meanwhile."""
 
@@ -60,6 +62,11 @@ def _asked(array: Array, classes: object, name: str, *, batched: bool) -> tuple[
     if array.dtype.kind not in "iuf":
         raise InvalidArgument(f"output '{name}' is {array.dtype}, which cannot be classified")
     rows = array.reshape(array.shape[0], -1) if batched and array.ndim else array.reshape(1, -1)
+    if rows.size > MAX_SORTED:
+        raise InvalidArgument(
+            f"bound classified: output '{name}' has {rows.size:,} elements, and {MAX_SORTED:,} are put in order "
+            "at most; send fewer rows at a time, or ask for the output itself"
+        )
     made = rows.shape[0] * min(classes, rows.shape[1])
     if made > MAX_CLASSIFIED:
         raise InvalidArgument(

@@ -14,14 +14,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from edge_attention.core.ensembles.ensemble import Absent, EnsembleSpec, How
-from edge_attention.core.errors import InvalidTensor
+from edge_attention.core.errors import InvalidTensor, ResourceExhausted
 from edge_attention.core.partial import Partial, identity, mass, merge
 from edge_attention.core.tensors import Array, Float32
 
-__all__ = ["SCORES_BYTES", "attended", "attention_of", "met"]
+__all__ = ["PRODUCTS", "SCORES_BYTES", "attended", "attention_of", "met", "require_attendable"]
 
 SCORES_BYTES = 64 * 1024 * 1024
 """Of the scores of one member that are there at a time."""
+PRODUCTS = 1 << 35
+"""Multiplications of queries with the keys and values of all members: some ten seconds of a processor."""
 
 
 def met(
@@ -66,6 +68,26 @@ def met(
     except ValueError as error:
         shapes = ", ".join(str(list(piece.shape)) for piece in pieces)
         raise InvalidTensor(f"members answer {shapes}, which do not go side by side: {error}") from None
+
+
+def require_attendable(queries: Float32, members: Sequence[tuple[Array, Array]]) -> None:
+    """Refuse more than PRODUCTS. `members`: keys and values of each.
+
+    Raises:
+        ResourceExhausted: says how many there would be.
+    """
+    batch, asked, heads, _ = queries.shape
+    each = (
+        math.prod(keys.shape[1:2]) * (sum(keys.shape[-1:]) + sum(values.shape[-1:]))
+        for keys, values in members
+    )
+    products = batch * asked * heads * sum(each)
+    if products > PRODUCTS:
+        raise ResourceExhausted(
+            f"bound attended-products: {batch * asked:,} queries of {heads} heads take {products:,} "
+            f"multiplications with the members' keys and values, and may take {PRODUCTS:,}: send fewer "
+            "queries at a time, or shorter inputs"
+        )
 
 
 def attention_of(queries: Float32, keys: Array, values: Array, scale: float | None, what: str) -> Partial:

@@ -22,6 +22,7 @@ from edge_attention.core.errors import (
     InvalidArgument,
     InvalidTensor,
     NotFound,
+    ResourceExhausted,
     Unavailable,
 )
 from edge_attention.core.messages.open_inference import (
@@ -121,7 +122,8 @@ class House:
         self.counts = InferenceCounts()
         self.state = State(folder)
         self.kept = KeptEnsembles(self.state, self.plane, lambda name: name in self.models.all)
-        self.plane.add(EnsembleModels(self.kept, self.plane, self.counts))
+        self.ensembles = EnsembleModels(self.kept, self.plane, self.counts)
+        self.plane.add(self.ensembles)
 
     async def deploy(self, text, name="both"):
         return await self.kept.deploy(name, text, "me")
@@ -446,6 +448,29 @@ def test_an_ensemble_of_ensembles_and_none_that_goes_round(tmp_path):
         more = "".join(f'[[member]]\nname = "m{n}"\nmodel = "many"\n' for n in range(8))
         with pytest.raises(InvalidArgument, match="MAX_ASKED"):
             await house.deploy(more, "more")
+
+    asyncio.run(run())
+
+
+def test_outputs_meet_in_turn_and_within_bounds(tmp_path):
+    """It takes a thread its time, of which all else needs some, too."""
+
+    async def run():
+        long = Model("one", {"keys": tokens(2), "values": tokens(2)})
+        house = House(tmp_path, long, Model("two", {"y": same}))
+        await house.deploy('how = "attention"\nqueries = "q"\n[[member]]\nmodel = "one"\n')
+        many = np.zeros((2, 1 << 14, 1, 2), np.float32)
+        made = np.broadcast_to(np.float32(0), (2, 1 << 20, 1, 2))
+        long.outputs = {name: lambda x: made for name in ("keys", "values")}
+        with pytest.raises(ResourceExhausted, match="bound attended-products: 32,768 queries of 1 heads"):
+            await house.ask(x=X, q=many)
+        await house.deploy('[[member]]\nmodel = "two"\n')
+        for caller in ("ana", "ben"):
+            await house.ensembles._turns.enter(caller)
+        with pytest.raises(DeadlineExceeded, match="for those of other requests to meet"):
+            await house.ask(x=X, seconds=0.5)
+        house.ensembles._turns.leave("ana")
+        await house.ask(x=X)
 
     asyncio.run(run())
 

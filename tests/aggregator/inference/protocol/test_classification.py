@@ -8,7 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from aggregator.inference.protocol.classification import MAX_CLASSIFIED, classified, classified_bytes
+from aggregator.inference.protocol.classification import (
+    MAX_CLASSIFIED,
+    MAX_SORTED,
+    classified,
+    classified_bytes,
+)
 from edge_attention.core.errors import InvalidArgument
 
 
@@ -70,3 +75,12 @@ def test_classes_of_all_rows_are_bounded_and_counted_before_they_are_made():
     made = classified(few_columns, 10_000, "y", batched=True)
     assert made.shape == (1024, 2)
     assert classified_bytes(few_columns, 10_000, "y", batched=True) >= sum(map(len, made.reshape(-1)))
+
+
+def test_what_takes_long_to_be_put_in_order_is_refused():
+    large = np.broadcast_to(np.float32(0), (2, MAX_SORTED))
+    for batched in (True, False):
+        with pytest.raises(InvalidArgument, match="bound classified: output 'y' has 67,108,864 elements"):
+            classified(large, 1, "y", batched=batched)
+        with pytest.raises(InvalidArgument, match="bound classified"):
+            classified_bytes(large, 1, "y", batched=batched)
