@@ -61,12 +61,12 @@ def _asked(array: Array, classes: object, name: str, *, batched: bool) -> tuple[
         )
     if array.dtype.kind not in "iuf":
         raise InvalidArgument(f"output '{name}' is {array.dtype}, which cannot be classified")
-    rows = array.reshape(array.shape[0], -1) if batched and array.ndim else array.reshape(1, -1)
-    if rows.size > MAX_SORTED:
+    if array.size > MAX_SORTED:
         raise InvalidArgument(
-            f"bound classified: output '{name}' has {rows.size:,} elements, and {MAX_SORTED:,} are put in order "
-            "at most; send fewer rows at a time, or ask for the output itself"
+            f"bound classified: output '{name}' has {array.size:,} elements, and {MAX_SORTED:,} are put in "
+            "order at most; send fewer rows at a time, or ask for the output itself"
         )
+    rows = array.reshape(array.shape[0], -1) if batched and array.ndim else array.reshape(1, -1)
     made = rows.shape[0] * min(classes, rows.shape[1])
     if made > MAX_CLASSIFIED:
         raise InvalidArgument(
