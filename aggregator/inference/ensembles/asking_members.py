@@ -253,8 +253,8 @@ async def answer(
     else:
         batch = next(iter(next(iter(answers.outputs.values())).values())).shape[:1]
         given = np.broadcast_to(queries, (*batch, *queries.shape))
-    there = [(one[m.keys], one[m.values]) for m in ensemble.members if (one := answers.outputs.get(m.name))]
-    require_attendable(given, there)
+    came = [(m, answers.outputs[m.name]) for m in ensemble.members if m.name in answers.outputs]
+    require_attendable(given, [(outputs[m.keys], outputs[m.values]) for m, outputs in came])
     fused, shares = await _in_turn(turns, request.caller, seconds, _attended, ensemble, given, answers)
     if not ensemble.head:
         return {ensemble.output: fused, MASS: shares}
