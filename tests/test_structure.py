@@ -22,10 +22,22 @@ def python(folder: str) -> list[Path]:
     return files
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trees_of_this_module():
+    """Each file is parsed once for all tests here, and the trees go with the last of them."""
+    yield
+    parsed.cache_clear()
+
+
 def imported(path: Path) -> set[str]:
     """Full names of what a file imports, wherever in it; `from a import b` is `a` and `a.b`."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -164,7 +176,7 @@ def imports() -> dict[str, set[str]]:
     files = {module_of(path): path for top in TOPS for path in python(top)}
     found: dict[str, set[str]] = {module: set() for module in files}
     for module, path in files.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
@@ -267,7 +279,7 @@ def test_no_alias_bears_the_name_of_a_class():
     aliases: dict[str, str] = {}
     for top in TOPS:
         for path in python(top):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
+            tree = parsed(path)
             classes |= {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
             for node in tree.body:
                 if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
@@ -300,7 +312,7 @@ def test_no_two_classes_have_one_name():
     found: dict[str, list[str]] = {}
     for top in TOPS:
         for path in python(top):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in ast.walk(parsed(path)):
                 if isinstance(node, ast.ClassDef):
                     found.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
     assert len(found) > 500, "classes are not read"
@@ -358,7 +370,7 @@ def test_nobody_reads_sentences():
         path.relative_to(ROOT).as_posix(): lines
         for top in TOPS
         for path in python(top)
-        if (lines := sentences_read(ast.parse(path.read_text(encoding="utf-8"))))
+        if (lines := sentences_read(parsed(path)))
     }
     # What gRPC itself finds wrong with a connection it says in words alone.
     assert list(found) == ["edge_attention/wire/errors.py"], found
