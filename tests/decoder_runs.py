@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from edge_attention.core.schedule.schedule import Constant, Delivery, Kept, Mode
 from edge_attention.core.tensors import Array
 from edge_attention.graphs.axes.model_reading import OpenModel, open_model
 from edge_attention.graphs.decoding.cutting import ROWS_OF_TRIPS, DecoderCut, cut_decoder
-from edge_attention.graphs.decoding.rewriting import as_steps
+from edge_attention.graphs.decoding.rewriting import SteppedModel, as_steps
 
 
 def session_of(data: bytes | str) -> onnxruntime.InferenceSession:
@@ -27,6 +28,12 @@ def session_of(data: bytes | str) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+@cache
+def stepped_file(path: Path) -> SteppedModel:
+    """A file that does not change, rewritten: once for all plans, as that takes longer than cutting it."""
+    return as_steps(open_model(path))
 
 
 @dataclass(eq=False)
@@ -43,9 +50,10 @@ class PaperSession:
 class PaperDecoder:
     """A cut decoder, run in this process. With parts that share tokens each new token is the next part's."""
 
-    def __init__(self, path: Path | OpenModel, plan: CutPlan) -> None:
-        self.opened = path if isinstance(path, OpenModel) else open_model(path)
-        self.stepped = as_steps(self.opened)
+    def __init__(self, decoder: Path | OpenModel | SteppedModel, plan: CutPlan) -> None:
+        """`decoder`: its file, or what was made of it."""
+        opened = open_model(decoder) if isinstance(decoder, Path) else decoder
+        self.stepped = as_steps(opened) if isinstance(opened, OpenModel) else opened
         self.plan = plan
         self._cuts: dict[int, DecoderCut] = {}
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}

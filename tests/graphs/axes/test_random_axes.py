@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import onnx
 import pytest
 
 from edge_attention.graphs.axes.axes import axes_of
 from edge_attention.graphs.axes.bind import bind
+from edge_attention.graphs.axes.bound import BoundGraph
 from edge_attention.graphs.axes.model_axes import Axes
 from edge_attention.graphs.axes.narrow import narrow_places
 from tests.graphs.axes.bound_runs import assert_close, run_bound, run_model
@@ -21,15 +23,21 @@ from tests.graphs.axes.random_transformers import (
 )
 
 
+@cache
+def bound_at(seed: int) -> tuple[TransformerRecipe, onnx.ModelProto, BoundGraph]:
+    """The recipe of a seed, its model, and that with its sizes; not to be changed."""
+    recipe = recipe_of(seed)
+    model = transformer(recipe)
+    return recipe, model, bind(model, sizes_of(recipe))
+
+
 def axes_at(recipe: TransformerRecipe, model: onnx.ModelProto | None = None) -> Axes:
     return axes_of(bind(model or transformer(recipe), sizes_of(recipe)))
 
 
 @pytest.mark.parametrize("seed", range(60))
 def test_what_is_bound_computes_what_the_model_does(seed):
-    recipe = recipe_of(seed)
-    model = transformer(recipe)
-    bound = bind(model, sizes_of(recipe))
+    recipe, model, bound = bound_at(seed)
     assert not bound.unknown
     feeds = feeds_of(recipe, seed)
     tolerance = 0.05 if recipe.quantised else 1e-5  # int8: fusions differ, and rounding jumps
@@ -38,8 +46,8 @@ def test_what_is_bound_computes_what_the_model_does(seed):
 
 @pytest.mark.parametrize("seed", range(60))
 def test_tokens_and_heads_are_found(seed):
-    recipe = recipe_of(seed)
-    axes = axes_at(recipe)
+    recipe, _, bound = bound_at(seed)
+    axes = axes_of(bound)
     sizes = (recipe.tokens, recipe.memory) if recipe.source != "image" else (2, recipe.tokens // 2)
     assert axes.size("tokens") in sizes, axes.named  # those of an image are rows and columns
     heads = [axes.named[name] for name in axes.named if name.startswith("heads")]

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from decoder_runs import PaperDecoder, PaperSession, session_of
+from decoder_runs import PaperDecoder, PaperSession, session_of, stepped_file
 
 from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
-from edge_attention.graphs.axes.model_reading import open_model
-from edge_attention.graphs.decoding.rewriting import as_steps
 
 EXPORTS = Path(__file__).parent / "exports"
 LAYERS, WORDS = 1 << 20, 40
@@ -57,7 +55,7 @@ class Whole:
 def test_logits_are_the_files(name: str, word: str) -> None:
     """Sizes are names that are numbers, batches are read off pasts, what sees nothing is zeros."""
     path = EXPORTS / f"transformers_{name}.onnx"
-    decoder = PaperDecoder(path, PLANS[word])
+    decoder = PaperDecoder(stepped_file(path), PLANS[word])
     sessions = [(PaperSession(), Whole(path)) for _ in range(2)]
     rng = np.random.default_rng(0)
     for turn in range(8):
@@ -73,5 +71,5 @@ def test_logits_are_the_files(name: str, word: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_positions_are_an_input(name: str) -> None:
-    stepped = as_steps(open_model(EXPORTS / f"transformers_{name}.onnx"))
+    stepped = stepped_file(EXPORTS / f"transformers_{name}.onnx")
     assert (stepped.positions, stepped.length) == ("position_ids", 8192)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from decoder_runs import PaperDecoder, PaperSession, WholeDecoder
+from decoder_runs import PaperDecoder, PaperSession, WholeDecoder, stepped_file
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -47,7 +47,7 @@ PLANS = {
 
 
 def layers_plan(path):
-    layers = len(narrow_places(analyse(as_steps(open_model(path)).model, {"rows": 2}))) + 1
+    layers = len(narrow_places(analyse(stepped_file(path).model, {"rows": 2}))) + 1
     return CutPlan((Stage(range(2), (0,)), Stage(range(2, layers), (1, 2), Cut.HEADS)))
 
 
@@ -63,7 +63,7 @@ def test_rows_of_several_sessions_are_what_each_is_alone(name, word, monkeypatch
         monkeypatch.setattr(cutting, "TRIP_BYTES", 0)
         word = "heads"
     plan = PLANS.get(word) or layers_plan(path)
-    decoder = PaperDecoder(path, plan)
+    decoder = PaperDecoder(stepped_file(path), plan)
     wholes = [WholeDecoder(path) for _ in range(3)]
     sessions = [PaperSession() for _ in range(3)]
     rng = np.random.default_rng(0)
@@ -83,7 +83,7 @@ def test_rows_of_several_sessions_are_what_each_is_alone(name, word, monkeypatch
 def test_what_a_file_rounds_coarsely_is_said_by_every_plan(word):
     """Attention over what is stored is other operators than the file's on one box, too."""
     alone = CutPlan((Stage(range(LAYERS), (0, 1), Cut.TOKENS, shares=(0, 1)),))
-    stepped = as_steps(open_model(EXPORTS / "llama_genai_int4.onnx"))
+    stepped = stepped_file(EXPORTS / "llama_genai_int4.onnx")
     schedule = cut_decoder(stepped, PLANS.get(word, alone), 1)[0].emitted.schedule
     assert "round activations to int8" in schedule.lacking
     assert "logits agree to about 1e-2" in schedule.lacking
@@ -91,7 +91,7 @@ def test_what_a_file_rounds_coarsely_is_said_by_every_plan(word):
 
 @pytest.mark.parametrize("name", ["gpt2_cached", "llama_cached", "llama_genai", "qwen3_cached"])
 def test_parts_that_share_heads_meet_once_a_layer_where_the_rest_is_small(name, monkeypatch):
-    stepped = as_steps(open_model(EXPORTS / f"{name}.onnx"))
+    stepped = stepped_file(EXPORTS / f"{name}.onnx")
     layers = len(cut_decoder(stepped, PLANS["replicate"], 2)[1].caches[0])
     once, form = cut_decoder(stepped, PLANS["heads"], 2)
     assert len(once.emitted.schedule.steps) == layers + 1
@@ -108,7 +108,7 @@ def test_parts_that_share_heads_meet_once_a_layer_where_the_rest_is_small(name, 
 
 
 def test_parts_store_their_heads_and_nothing_without_one():
-    stepped = as_steps(open_model(EXPORTS / "gpt2_cached.onnx"))
+    stepped = stepped_file(EXPORTS / "gpt2_cached.onnx")
     _, form = cut_decoder(stepped, PLANS["heads"], 2)
     assert [len(own) for own in form.caches] == [2, 0, 2]
     heads = [own[0].heads if own else 0 for own in form.caches]
@@ -203,7 +203,7 @@ def attribute(model, op, name, value):
 def test_what_has_no_past_is_refused():
     for name in ("bert", "gpt2", "t5_decoder"):
         with pytest.raises(FailedPrecondition, match="no inputs of keys and values"):
-            as_steps(open_model(EXPORTS / f"{name}.onnx"))
+            stepped_file(EXPORTS / f"{name}.onnx")
 
 
 @pytest.mark.parametrize("word", ["replicate", "heads", "tokens"])
@@ -478,7 +478,7 @@ def test_a_table_of_experts_says_nothing_of_positions(tmp_path):
         model.graph.node.extend(more)
         constants(model, two=2, experts=np.float32([[0.5], [-0.25]]))
 
-    plain = as_steps(open_model(EXPORTS / "gpt2_cached.onnx")).length
+    plain = stepped_file(EXPORTS / "gpt2_cached.onnx").length
     assert as_steps(changed("gpt2_cached", choose, tmp_path)).length == plain
     logits_are_the_files(tmp_path / "model.onnx", PLANS["replicate"])
 
@@ -592,7 +592,7 @@ def test_positions_that_the_file_counts_itself_become_an_input(tmp_path):
 
 
 def test_plans_without_one_past_a_part_are_refused():
-    stepped = as_steps(open_model(EXPORTS / "gpt2_cached.onnx"))
+    stepped = stepped_file(EXPORTS / "gpt2_cached.onnx")
     batch = CutPlan((Stage(range(LAYERS), (0, 1), Cut.BATCH),))
     halves = CutPlan((Stage(range(LAYERS), (0, 1), Cut.HEADS),), halves=True)
     both = CutPlan((Stage(range(2), (0,)), Stage(range(2, 5), (1, 2), Cut.TOKENS)))
@@ -603,7 +603,7 @@ def test_plans_without_one_past_a_part_are_refused():
 
 @pytest.mark.parametrize("name", ["gpt2_cached", "llama_cached"])
 def test_all_parts_end_a_token_where_that_takes_few_weights_more(monkeypatch, name):
-    stepped = as_steps(open_model(EXPORTS / f"{name}.onnx"))
+    stepped = stepped_file(EXPORTS / f"{name}.onnx")
 
     def ends(rows, **known):
         schedule = cut_decoder(stepped, PLANS["heads of three"], rows, **known)[0].emitted.schedule

@@ -55,20 +55,22 @@ def given_to(name, seed, tokens=23):
     return rng.integers(40, size=(1, tokens))
 
 
-@pytest.fixture(params=FILES)
-def joined(request, tmp_path):
-    return request.param, joined_decoder(files_of(request.param), tmp_path / "joined")
+@pytest.fixture(scope="module", params=FILES)
+def joined(request, tmp_path_factory):
+    """The name of FILES, and these as one decoder whose steps are alike."""
+    folder = tmp_path_factory.mktemp("joined") / "joined"
+    return request.param, as_steps(joined_decoder(files_of(request.param), folder))
 
 
 @pytest.mark.parametrize("word", [*PLANS, "layers"])
 def test_rows_of_several_sessions_are_what_each_is_alone(joined, word):
     """Beyond the distances that biases are of, and beyond the lengths that files were traced with."""
-    name, opened = joined
+    name, stepped = joined
     plan = PLANS.get(word)
     if plan is None:
-        layers = len(layers_of(as_steps(opened)))
+        layers = len(layers_of(stepped))
         plan = CutPlan((Stage(range(1), (0,)), Stage(range(1, layers), (1, 2), Cut.HEADS)))
-    decoder = PaperDecoder(opened, plan)
+    decoder = PaperDecoder(stepped, plan)
     wholes = [WholeEncoderDecoder(EXPORTS, name.partition(" ")[0]) for _ in range(2)]
     sessions = [PaperSession() for _ in range(2)]
     for seed, (session, whole) in enumerate(zip(sessions, wholes, strict=True)):
@@ -101,7 +103,7 @@ def test_an_encoder_with_its_decoder_in_float16_is_served_and_said_to_be_rounded
 
 
 def test_what_is_written_is_read_again_and_has_the_same_graphs_of_all_rows(joined, tmp_path):
-    form = write_steps(as_steps(joined[1]), PLANS["heads"], tmp_path / "cut")
+    form = write_steps(joined[1], PLANS["heads"], tmp_path / "cut")
     assert loads_decoder((tmp_path / "cut/decoder.json").read_text()) == form
     assert loads_decoder(dumps_decoder(form)) == form
     assert form.states_width == 24
@@ -122,8 +124,7 @@ def test_what_is_written_is_read_again_and_has_the_same_graphs_of_all_rows(joine
 
 def test_a_bias_by_distance_is_the_files_table(joined):
     """Of T5 with 8 buckets up to a distance of 20: after that one value."""
-    name, opened = joined
-    stepped = as_steps(opened)
+    name, stepped = joined
     attentions = [node for node in stepped.model.model.graph.node if node.op_type == "CachedAttention"]
     biases = [stepped.model.read(node.input[3]) for node in attentions if len(node.input) > 3]
     if name == "whisper":
@@ -261,7 +262,7 @@ def test_a_memory_whose_tokens_meet_is_refused(tmp_path):
 
 
 def test_parts_hold_their_heads_of_both(joined):
-    _, form = cut_decoder(as_steps(joined[1]), PLANS["heads"], 2)
+    _, form = cut_decoder(joined[1], PLANS["heads"], 2)
     assert [[one.heads for one in part] for part in form.caches] == [[4] * 4, [], [2] * 4]
 
 

@@ -37,20 +37,25 @@ class Whole(WholeEncoderDecoder):
         self._past, self.states = {}, states
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.fixture(scope="module", params=FILES)
+def joined(request, tmp_path_factory):
+    """The kind of model, and its files as one decoder whose steps are alike."""
+    kind = request.param.partition(" ")[0]
+    files = [EXPORTS / f"optimum_{kind}_{one}.onnx" for one in FILES[request.param]]
+    return kind, as_steps(joined_decoder(files, tmp_path_factory.mktemp("optimum") / "joined"))
+
+
 @pytest.mark.parametrize("word", ["replicate", "layers", "heads", "tokens"])
-def test_logits_are_those_of_the_files(name, word, tmp_path):
-    kind = name.partition(" ")[0]
-    files = [EXPORTS / f"optimum_{kind}_{one}.onnx" for one in FILES[name]]
-    opened = joined_decoder(files, tmp_path / "joined")
-    layers = len(layers_of(as_steps(opened)))
+def test_logits_are_those_of_the_files(joined, word):
+    kind, stepped = joined
+    layers = len(layers_of(stepped))
     stages = {
         "replicate": (Stage(range(LAYERS), (0,)),),
         "layers": (Stage(range(2), (0,)), Stage(range(2, layers), (1,))),
         "heads": (Stage(range(LAYERS), (0, 1, 2), Cut.HEADS, shares=(3, 1, 2)),),
         "tokens": (Stage(range(LAYERS), (0, 1, 2), Cut.TOKENS, shares=(3, 1, 2)),),
     }
-    decoder = PaperDecoder(opened, CutPlan(stages[word]))
+    decoder = PaperDecoder(stepped, CutPlan(stages[word]))
     rng = np.random.default_rng(0)
     sessions = []
     for tokens in (17, 26):
