@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from aggregator.bounds.callers_in_turn import CallersInTurn
 from aggregator.engine.returned import Returned
 from aggregator.engine.trip import Errand, Trips
 from aggregator.fleet.membership import Membership
 from aggregator.store.disk import room
+from aggregator.trust.acting import acting_for
 from aggregator.trust.endpoint import Endpoint
 from edge_attention import box
 from edge_attention.core.errors import (
@@ -39,7 +42,10 @@ from edge_attention.wire.methods import KEEPALIVE_SECONDS, LEAST_PING_SECONDS
 MAX_ROUND_TRIPS = 100
 MAX_BYTES = 16 * 1024 * 1024
 BYTES_A_MINUTE = 16 * MAX_BYTES
-"""Bytes a minute of all probes together: a probe must not become a way to fill somebody's line."""
+"""Bytes a minute of all probes together: a probe must not become a way to fill somebody's line. Of one caller
+a half, so that others can probe, too."""
+CALLERS = 256
+"""Whose bytes are remembered; of more, those of who probed longest ago are forgotten."""
 DEADLINE = 30.0
 MAX_DEADLINE = 300.0
 
@@ -100,7 +106,8 @@ class Checkup:
         self._clock = clock
         self._started = clock()
         self._allowance = Allowance(BYTES_A_MINUTE, BYTES_A_MINUTE, self._started)
-        self._free = asyncio.Lock()
+        self._of: OrderedDict[str, Allowance] = OrderedDict()
+        self._turns = CallersInTurn()
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         return (
@@ -148,14 +155,26 @@ class Checkup:
         try:
             # One at a time, or they would measure each other.
             async with asyncio.timeout(seconds):
-                await self._free.acquire()
+                await self._turns.enter(acting_for())
         except TimeoutError:
             raise Unavailable(f"another probe was under way for all of {seconds:g} s; try again") from None
         try:
-            self._allowance.take(2 * request.bytes, self._clock())
+            self._take(2 * request.bytes)
             return await self._probe(request.node, trips, request.bytes, until)
         finally:
-            self._free.release()
+            self._turns.leave(acting_for())
+
+    def _take(self, size: int) -> None:
+        """Count bytes of a probe. Raises ResourceExhausted."""
+        now, caller = self._clock(), acting_for()
+        if caller:
+            half = BYTES_A_MINUTE // 2
+            own = self._of.setdefault(caller, Allowance(half, half, now))
+            self._of.move_to_end(caller)
+            while len(self._of) > CALLERS:
+                self._of.popitem(last=False)
+            own.take(size, now)
+        self._allowance.take(size, now)
 
     async def _probe(self, node: str, trips: int, size: int, until: float) -> ProbeNodeResponse:
         round_trips, tasks = [], []

@@ -10,6 +10,7 @@ import pytest
 from house import House
 
 from aggregator.checkup.checkup import BYTES_A_MINUTE, MAX_BYTES, MAX_ROUND_TRIPS, Allowance, Checkup
+from aggregator.trust.acting import context_of
 from edge_attention.core.errors import (
     DataLoss,
     DeadlineExceeded,
@@ -191,6 +192,33 @@ def test_probes_cannot_fill_a_line():
 
     with House() as house:
         assert asyncio.run(scenario(house)).bytes == 0
+
+
+def test_probes_of_one_caller_leave_turns_and_bytes_to_others():
+    async def scenario(house):
+        house.node("a")
+        now = [0.0]
+        made, order = checkup(house, clock=lambda: now[0]), []
+
+        async def ask(caller, size=0):
+            await made.probe(ProbeNodeRequest("a", 1, size), None)
+            order.append(caller)
+
+        def task(caller, size=0):
+            return asyncio.create_task(ask(caller, size), context=context_of(f"user/{caller}"))
+
+        tasks = [task("ana") for _ in range(20)]
+        await asyncio.sleep(0)
+        await asyncio.gather(*tasks, task("ben"))
+        assert order.index("ben") <= 2
+        made._of["user/ana"].take(BYTES_A_MINUTE // 2, now[0])
+        made._allowance.take(BYTES_A_MINUTE // 2, now[0])
+        with pytest.raises(ResourceExhausted, match="bytes a minute"):
+            await task("ana", 1000)
+        await task("ben", 1000)
+
+    with House() as house:
+        asyncio.run(scenario(house))
 
 
 def test_an_allowance_grows_back_and_not_beyond_a_minutes():
