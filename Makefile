@@ -67,6 +67,7 @@ test-cuts: .venv/dev ## Random transformers by random plans in random uneven par
 	EXAMPLES=$(or $(EXAMPLES),500) $(BIN)/python -m pytest tests/graphs/axes/test_random_cuts.py tests/graphs/axes/test_annotation.py
 
 test-models: .venv/dev ## Every model of a FOLDER that tools.exports has written, cut by every plan: docs/models.md's table.
+	@test -n "$(FOLDER)" || { echo "say which models: make test-models FOLDER=models; python -m tools.exports writes such a folder" >&2; exit 2; }
 	$(BIN)/python -m tests.models $(FOLDER) --write
 
 test-split: .venv/dev ## A BERT and a Llama trained over three nodes by layers, heads and tokens, 100 steps, against one machine; STEPS=.

@@ -38,6 +38,12 @@ def before() -> str:
 
 def main() -> int:
     ref = sys.argv[1] if len(sys.argv) > 1 else before()
+    try:
+        git("rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
+    except subprocess.CalledProcessError:
+        sys.exit(
+            f"there is no commit {ref!r} in {ROOT}; give a tag or a commit: make test-upgrade REF=v0.1.0"
+        )
     with tempfile.TemporaryDirectory() as folder:
         other = Path(folder) / "other"
         other.mkdir()

@@ -70,9 +70,12 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="put the table in docs/models.md")
     parser.add_argument("--trace", action="store_true", help="show where faults come from")
     said = parser.parse_intermixed_args()
+    paths = sorted(said.folder.glob("*.onnx"))
+    if not paths:  # else the page would get a table of nothing
+        sys.exit(f"{said.folder} has no .onnx file; python -m tools.exports writes such a folder")
     kept = said.folder / "tried.json"
     rows = _read(kept)
-    for path in sorted(said.folder.glob("*.onnx")):
+    for path in paths:
         if said.names and not any(path.stem.startswith(name) for name in said.names):
             continue
         began = time.perf_counter()
