@@ -207,7 +207,8 @@ def _disk(fleet: Fleet) -> Iterator[tuple[str, Trouble]]:
         text = f"The disk of the aggregator's state is {1 - free / size:.0%} full."
         remedy = (
             "Free space there: delete runs nobody needs (edge-attention runs delete), or start the "
-            "aggregator with --keep-runs or --keep-run-bytes. Appends are refused before it is full."
+            "aggregator with --keep-runs or --keep-run-bytes. Appends are refused before it is full. Where "
+            "df -h shows room it is files that are used up (df -i), or the folder is gone or read-only."
         )
         yield "disk", Trouble(severity, text, remedy)
 

@@ -59,7 +59,11 @@ class Metrics:
             # From zero on: of a counter that begins with 1 nobody sees the first refusal as an increase.
             self.bounds.labels(bound.name)
         self.bound_used = make.gauge("bound_used_ratio", "How much of a bound is used, by its name.", "bound")
-        self.disk_free = make.gauge("state_disk_free_bytes", "Bytes left on the disk of the state folder.")
+        self.disk_free = make.gauge(
+            "state_disk_free_bytes",
+            "Bytes left on the disk of the state folder, fewer where it has fewer files (inodes) left; 0: it "
+            "is read-only or gone.",
+        )
         self.disk_size = make.gauge("state_disk_bytes", "Bytes in all of the disk of the state folder.")
         self.turns = make.gauge(
             "turns",

@@ -194,7 +194,8 @@ def state_disk(about: DescribeAggregatorResponse) -> Finding | None:
     data = {"free": about.disk_free, "size": about.disk_size}
     fix = (
         "free space there: delete runs (edge-attention runs delete), undeploy models, or start the "
-        "aggregator with --keep-runs, --keep-run-days or --keep-run-bytes"
+        "aggregator with --keep-runs, --keep-run-days or --keep-run-bytes; where df -h shows room see df -i, "
+        "and whether the folder is there and mounted for writing"
     )
     if share < DISK_FAILED:
         return failed("disk", "aggregator", said, fix, **data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import types
 from dataclasses import replace
@@ -12,7 +13,8 @@ from house import House, job_of, until
 from test_fusion import ended, started
 
 from aggregator.observe.metrics import Metrics
-from aggregator.store.disk import folder_bytes, room, state_bytes
+from aggregator.store.disk import folder_bytes, room, scarce, state_bytes
+from aggregator.store.folder import no_files
 from aggregator.store.retention import Retention
 from aggregator.training import housekeeping
 from aggregator.training.housekeeping import Housekeeping
@@ -113,7 +115,30 @@ def test_what_a_folder_takes(tmp_path):
     }
     free, size = room(tmp_path)
     assert 0 < free <= size
-    assert room(tmp_path / "none" / "below") == (0, 0)
+    assert room(tmp_path / "none" / "below") == (0, size), "a folder that is gone"
+
+
+@pytest.mark.parametrize(
+    ("files", "files_left", "read_only", "left"),
+    [
+        (1000, 900, False, 0.5),
+        (1000, 20, False, 0.02),
+        (1000, 0, False, 0),
+        (0, 0, False, 0.5),
+        (9, 9, True, 0),
+    ],
+)
+def test_a_disk_without_files_left_or_read_only_is_full(
+    tmp_path, monkeypatch, files, files_left, read_only, left
+):
+    """Metrics, the alert, the page and the doctor all go by `room`. 1,000 blocks of 4 KiB, 500 free."""
+    flags = os.ST_RDONLY if read_only else 0
+    disk = os.statvfs_result((4096, 4096, 1000, 500, 500, files, files_left, files_left, flags, 255))
+    monkeypatch.setattr(os, "statvfs", lambda path: disk)
+    assert room(tmp_path) == (int(left * 4096 * 1000), 4096 * 1000)
+    assert scarce(tmp_path) is (left < 0.1)
+    if not read_only:
+        assert no_files(tmp_path) is (files_left == 0 and files > 0)
 
 
 def test_what_is_no_blob_is_nobodys_business(tmp_path):
