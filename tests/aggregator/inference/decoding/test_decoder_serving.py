@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from cut_once import cut_once
 from decoder_runs import WholeDecoder
 from house import House, until
 
@@ -56,7 +57,7 @@ class Serving:
         self.house = house
         self.path = name if isinstance(name, Path) else EXPORTS / f"{name}.onnx"
         self.boxes = {node: house.node(node) for node in "abc"}
-        form = write_decoder(open_model(self.path), plan, folder)
+        form = _written(name, self.path, plan, folder)
         engine = SimpleNamespace(trips=house.trips, bulk=house.bulk, membership=house.membership)
         held = {part: [*nodes[part : part + replicas]] for part in range(plan.parts)}
         pick = roomiest(house.membership)
@@ -85,6 +86,13 @@ class Serving:
         """Names of what the node stores of sessions."""
         names = (*self.boxes[node].node.store.sequences(), *self.boxes[node].node.store._held)
         return sorted(name for name in names if name.startswith(cache_scope("m")))
+
+
+def _written(name, path, plan, folder):
+    if isinstance(name, Path):  # a test's own
+        return write_decoder(open_model(path), plan, folder)
+    what = name, str(plan), cutting.JOINED_BYTES
+    return cut_once(what, folder, lambda to: write_decoder(open_model(path), plan, to))
 
 
 def scenario(tmp_path, name="gpt2_cached", word="heads", **options):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from cut_once import cut_once
 from decoder_runs import WholeEncoderDecoder
 from house import House, until
 
@@ -40,7 +41,7 @@ class Serving:
         self.house, self.name = house, name
         self.boxes = {node: house.node(node) for node in "abc"}
         files = [EXPORTS / f"{name}_decoder{kind}.onnx" for kind in ("", "_with_past")]
-        form, _, _ = write_beside(files, plan, folder)
+        form = cut_once((name, str(plan)), folder, lambda to: write_beside(files, plan, to)[0])
         engine = SimpleNamespace(trips=house.trips, bulk=house.bulk, membership=house.membership)
         held = {part: ["abc"[part]] for part in range(len(form.caches))}
         self.serving = DecoderServing(
