@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -24,6 +24,7 @@ from aggregator.bounds.bounds import BODIES, GENERATIONS
 from aggregator.bounds.budget import Budgets
 from aggregator.http.bodies import read_body
 from aggregator.http.chat_prompts import PLAIN_STOP, ChatPrompts
+from aggregator.http.choices import Choices
 from aggregator.http.completion_answers import ALIVE, AnswerForm, UsageOfChoices, error_body, event
 from aggregator.http.completion_requests import CompletionAsk, chat_of, completion_of
 from aggregator.http.endpoints import HttpCall, HttpEndpoint, http_status
@@ -41,10 +42,6 @@ ASKED_VALUES = 64 * 1024
 """Commas and brackets in it: text has few, and what has many takes the event loop long to read."""
 GENERATION_SECONDS = 600.0
 """For all of a text."""
-AT_ONCE = 8
-"""Choices of one request that are made at a time."""
-ALIVE_SECONDS = 10.0
-"""A stream without a token says so often that it goes on."""
 STUCK_SECONDS = 30.0
 """A client that takes nothing for so long is gone."""
 
@@ -137,11 +134,11 @@ class Completions:
             return self._generator.generate(request, caller, until - time.monotonic())
 
         asked = ask.asked()
-        events = _coming([partial(generated, one) for one in asked])
+        events = Choices([partial(generated, one) for one in asked], until).events()
         usages = UsageOfChoices(ask.choices)
         async with aclosing(events):
             if ask.stream:
-                return await _streamed(call, events, form, usages)
+                return await _streamed(call, events, form, usages, len(asked))
             texts, finishes = [""] * len(asked), [""] * len(asked)
             async for found in events:
                 if found is not None:
@@ -153,19 +150,25 @@ class Completions:
 
 
 async def _streamed(
-    call: HttpCall, events: Events, form: AnswerForm, usages: UsageOfChoices
+    call: HttpCall,
+    events: AsyncGenerator[tuple[int, GenerationEvent] | None],
+    form: AnswerForm,
+    usages: UsageOfChoices,
+    choices: int,
 ) -> web.StreamResponse:
     """What goes wrong before the first token has a status of its own; behind, it is an event."""
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
-    begun: set[int] = set()
+    begun = False
     try:
         async for found in events:
             data = ALIVE
             if found is not None:
                 data, (at, one) = b"", found
                 if one.text or one.finish:
-                    data = (b"" if at in begun else form.begin(at)) + form.chunk(one.text, one.finish, at)
-                    begun.add(at)
+                    # All begin before any goes on, in their order: OpenAI's package counts on it.
+                    data = b"" if begun else b"".join(map(form.begin, range(choices)))
+                    data += form.chunk(one.text, one.finish, at)
+                    begun = True
                 usages.add(at, one.usage)
             await _write(call, response, data)
         await _write(call, response, form.end(usages.all()))
@@ -178,51 +181,6 @@ async def _streamed(
         return response
     await response.write_eof()
     return response
-
-
-Events = AsyncGenerator[tuple[int, GenerationEvent] | None]
-
-
-async def _coming(generations: Sequence[Callable[[], AsyncGenerator[GenerationEvent]]]) -> Events:
-    """The events of all, each with its place, AT_ONCE at a time; None where none has come for ALIVE_SECONDS.
-
-    The first that fails ends all."""
-    queue: asyncio.Queue[tuple[int, GenerationEvent] | Exception | None] = asyncio.Queue(1)
-    waiting = iter(enumerate(generations))
-
-    async def pump() -> None:
-        for place, generation in waiting:
-            async with aclosing(generation()) as events:
-                async for one in events:
-                    await queue.put((place, one))
-
-    async def pumps() -> None:
-        try:
-            # One task has all of a generation: its deadlines are that task's.
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(AT_ONCE, len(generations))):
-                    group.create_task(pump(), name="generation")
-            await queue.put(None)
-        except* Exception as errors:
-            await queue.put(errors.exceptions[0])
-
-    task = asyncio.create_task(pumps(), name="generations")
-    try:
-        while True:
-            try:
-                async with asyncio.timeout(ALIVE_SECONDS):
-                    found = await queue.get()
-            except TimeoutError:
-                yield None
-                continue
-            if isinstance(found, Exception):
-                raise found
-            if found is None:
-                return
-            yield found
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 async def _write(call: HttpCall, response: web.StreamResponse, data: bytes) -> None:

@@ -122,7 +122,8 @@ def test_choices_are_what_each_would_be_alone(made):
         assert found[2]["message"] == alone.json["choices"][0]["message"]
         chunks = streamed((await port.post("/v1/chat/completions", json=chat | {"stream": True})).body)
         begun = [one["choices"][0] for one in chunks if "role" in one["choices"][0]["delta"]]
-        assert sorted(one["index"] for one in begun) == [0, 1, 2]
+        assert [one["index"] for one in begun] == [0, 1, 2]
+        assert begun == [one["choices"][0] for one in chunks[:3]], "OpenAI's package counts on their order"
         assert not any(session.open for session in made.sessions.opened)
         assert made.budgets[CALLS].used == 0
 
@@ -348,6 +349,13 @@ def test_the_openai_package(made):
             deltas = client.chat.completions.create(**asked_chat, stream=True)
             said = "".join(one.choices[0].delta.content or "" for one in deltas)
             assert said == chat.choices[0].message.content
+            # Its helper for streams takes an end by length for an error.
+            streaming = client.chat.completions.stream(**asked_chat, n=3)
+            with pytest.raises(openai.LengthFinishReasonError) as ended, streaming as stream:
+                stream.get_final_completion()
+            several = client.chat.completions.create(**asked_chat, n=3)
+            texts = [one.message.content for one in several.choices]
+            assert [one.message.content for one in ended.value.completion.choices] == texts
             with pytest.raises(openai.NotFoundError, match="nope"):
                 client.completions.create(**asked | {"model": "nope"})
             with pytest.raises(openai.BadRequestError, match="logprobs"):
