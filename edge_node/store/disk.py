@@ -21,7 +21,17 @@ def remedy(error: OSError) -> str:
     """What to do about a file that cannot be opened or written."""
     if no_descriptor(error):
         return "let this process open more files (ulimit -n, LimitNOFILE=)"
-    return "free some disk"
+    match error.errno:
+        case errno.ENOENT | errno.ENOTDIR | errno.EISDIR | errno.ESTALE:
+            return "--store was moved, removed or replaced: put it back, or start the node again"
+        case errno.EROFS:
+            return "mount the disk of --store for writing; one that has turned read-only by itself is failing"
+        case errno.EACCES | errno.EPERM:
+            return "let the user that runs this node read and write --store"
+        case errno.EIO:
+            return "replace the disk"
+        case _:
+            return "free some disk"
 
 
 class Disk:
@@ -69,6 +79,11 @@ class Disk:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def identity(self, path: Path) -> tuple[int, int]:
+        """Tells the file from another that has taken its place."""
+        found = path.stat()
+        return found.st_dev, found.st_ino
 
     def rename(self, old: Path, new: Path) -> None:
         os.replace(old, new)

@@ -8,6 +8,7 @@ and synced.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import threading
@@ -58,6 +59,8 @@ class Journal:
         self._length = 0
         self._least = 0
         self._crc = 0
+        self._written: tuple[int, int] | None = None
+        """The file that has been written; None: none yet."""
         self._waiting = JournalBatch()
         self._adding = threading.Lock()
         self._turn = threading.Lock()
@@ -103,6 +106,7 @@ class Journal:
         """Write the file anew: the summary."""
         data = b"".join(_line(record) for record in self._summary())
         self._disk.replace(self._path, data)
+        self._written = self._disk.identity(self._path)
         self._length = self._least = len(data)
         self._crc = zlib.crc32(data)
 
@@ -160,6 +164,8 @@ class Journal:
             return failed
         data = b"".join(_line(record) for record, _ in batch.records)
         try:
+            if self._written is not None and self._disk.identity(self._path) != self._written:
+                raise OSError(errno.ESTALE, "another file has taken its place")
             if batch.new_names:
                 self._disk.sync_folder(self._path.parent)
             self._disk.write(self._path, data, self._length)

@@ -95,7 +95,7 @@ class Files:
                 f"{folder} is in use by another edge-node; give each its own --store folder"
             ) from None
         except OSError as error:
-            raise FailedPrecondition(f"{folder} cannot be used as --store: {error.strerror}") from None
+            raise _unusable(folder, error) from None
 
     def load(self, limit: int) -> Iterator[tuple[Manifest, MappedMemory]]:
         """What an earlier process left, mapped for growth to `limit` bytes, after it was verified.
@@ -113,7 +113,7 @@ class Files:
             self._journal.rewrite()
             self._sweep()
         except OSError as error:
-            raise FailedPrecondition(f"{self._folder} cannot be used as --store: {error.strerror}") from None
+            raise _unusable(self._folder, error) from None
         for manifest in list(self._manifests.values()):
             try:
                 yield manifest, self._map(manifest, max(limit, manifest.nbytes))
@@ -329,6 +329,12 @@ class Files:
 
     def _path(self, file: str) -> Path:
         return self._folder / f"{file}.tiles"
+
+
+def _unusable(folder: Path, error: OSError) -> FailedPrecondition:
+    where = f" ({error.filename})" if error.filename and str(error.filename) != str(folder) else ""
+    said = f"{folder} cannot be used as --store: {error.strerror}{where}; {remedy(error)}"
+    return FailedPrecondition(said)
 
 
 def _saved(origin: Origin | None) -> list[Any] | None:

@@ -415,6 +415,48 @@ def test_a_sequence_whose_drop_is_damaged_does_not_come_back_over_its_successor(
     assert not old.exists()
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_nothing_is_acknowledged_of_a_folder_that_is_gone_and_all_goes_on_once_it_is_back(tmp_path, replaced):
+    there, elsewhere = tmp_path / "store", tmp_path / "elsewhere"
+    token = np.ones((1, 1, 1), np.float32)
+    store = Store(MIB, Files(there))
+    store.append("context/a/x", token, tile=4)
+    store.commit(store.sequences())
+    there.rename(elsewhere)
+    if replaced:
+        there.mkdir()
+        (there / "journal").write_bytes(b"")
+    store.append("context/a/x", token, tile=4)
+    with pytest.raises(
+        OutOfMemory, match=r"journal cannot be written: .*put it back, or start the node again"
+    ):
+        store.commit(store.sequences())
+    if replaced:
+        assert (there / "journal").read_bytes() == b""
+        shutil.rmtree(there)
+    elsewhere.rename(there)
+    store = reopened(store, there)
+    assert store.sequences() == {"context/a/x": 2}
+
+
+@pytest.mark.parametrize("path", ["journal", "lock", "kept"])
+def test_a_store_that_cannot_be_used_says_which_file_and_what_to_do(tmp_path, path):
+    there = tmp_path / "store"
+    store = Store(MIB, Files(there))
+    store.append("context/a/x", np.ones((1, 1, 1), np.float32), tile=4)
+    store.close()
+    store._files._lock.close()
+    found = there / path
+    if found.is_dir():
+        found.rmdir()
+        found.write_text("")
+    else:
+        found.unlink()
+        found.mkdir()
+    with pytest.raises(FailedPrecondition, match=rf"{there} cannot be used as --store: .*{found}.*; \S"):
+        Store(MIB, Files(there))
+
+
 def test_a_process_that_ended_in_order_is_believed_once(tmp_path, monkeypatch):
     verified = []
     good = Files._good
