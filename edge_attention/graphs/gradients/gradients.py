@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx_ad import reverse
 
 from edge_attention.core.errors import InvalidGraph
-from edge_attention.graphs.gradients import convolutions, picks  # noqa: F401 -- their rules
+from edge_attention.graphs.gradients import convolutions, norms, picks  # noqa: F401 -- their rules
 from edge_attention.graphs.gradients.frozen import declare, join, split
 from edge_attention.graphs.gradients.guarded import mark_guarded
 from edge_attention.graphs.gradients.runner import Runner, sample

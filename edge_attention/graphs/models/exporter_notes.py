@@ -38,7 +38,11 @@ def noted_kinds(model: ModelProto) -> tuple[dict[str, bool], set[str]]:
                 noted[value.name] = bool(sources)
                 gone -= sources
     if (own := module_note(model.graph)) is not None:
-        noted |= dict.fromkeys(own.trained, True) | dict.fromkeys((*own.frozen, *own.buffers), False)
+        there = [tensor.name for tensor in model.graph.initializer]
+        # All parameters are listed: any other tensor is a buffer of the module's own, or what the exporter
+        # computed of sizes and constants, such as the ones and zeros of a group norm or a rotary table.
+        others = there if any(name in own.trained for name in there) else (*own.frozen, *own.buffers)
+        noted |= dict.fromkeys(others, False) | dict.fromkeys(own.trained, True)
         gone |= set(own.unused)
     return noted, gone
 

@@ -71,6 +71,21 @@ def test_a_frozen_weight_trains_where_a_job_names_it() -> None:
     assert load_model(file(NOTE), loss=LOSS, parameters=["fixed"]).names == ("fixed",)
 
 
+def test_what_is_no_parameter_of_the_module_does_not_train() -> None:
+    """Rotary tables, the ones of a group norm, buffers of no state: constants that look like weights."""
+    made = onnx.load_model_from_string(file(None))
+    table = np.linspace(0, 1, 4, dtype=np.float32)
+    made.graph.initializer.append(onnx.numpy_helper.from_array(table, "cos"))
+    made.graph.node[-1].output[0] = "c"
+    made.graph.node.append(node("Mul", ["c", "cos"], ["y"], name="turn"))
+    assert "cos" in load_model(made.SerializeToString(), loss=LOSS).names  # nothing says what it is
+    write_note(made.graph, NOTE)
+    noted = made.SerializeToString()
+    assert load_model(noted, loss=LOSS).names == ("scale", "first.bias", "second.bias")
+    assert load_model(noted, loss=LOSS, parameters=["*"]).names == ("scale", "first.bias", "second.bias")
+    assert load_model(noted, loss=LOSS, parameters=["cos"]).names == ("cos",)
+
+
 def test_a_part_trains_what_is_noted() -> None:
     nodes = [
         node("Mul", ["x", "weight"], ["h"]),
