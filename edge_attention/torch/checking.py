@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from edge_attention.core.errors import InvalidGraph
+from edge_attention.graphs.models.floats import to_float32
 from edge_attention.graphs.onnx_file import first_line
+from edge_attention.torch.trying import tensors_of
 
 __all__ = ["answer", "differs"]
 
@@ -55,33 +59,65 @@ def differs(
         InvalidGraph: ONNX Runtime cannot run the file.
     """
     try:
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        read = {value.name for value in session.get_inputs()}
-        found = _difference(session, module, called, feeds, read)
-        leaves, shape = pytree.tree_flatten(called)
-        if batch and any(of.get(0) == batch for of in axes):
-            longer = [
-                torch.cat([leaf, leaf[:1]]) if of.get(0) == batch else leaf
-                for leaf, of in zip(leaves, axes, strict=True)
-            ]
-            names = iter(feeds)
-            more = {next(names): leaf for leaf in longer if isinstance(leaf, Tensor)}
-            again = pytree.tree_unflatten(longer, shape)
-            try:
-                module(*again[0], **again[1])
-            except Exception as error:
-                raise InvalidGraph(
-                    f"{type(module).__name__}: axis 0 of its inputs was to be open, as '{batch}', and with a "
-                    f"row more than it fails: {type(error).__name__}: {first_line(error)}; look for "
-                    "a view, reshape or loop with the example's number, or export it fixed, with batch=''"
-                ) from error
-            found = max(found, _difference(session, module, again, more, read))
+        return _differs(str(file), module, called, feeds, axes, batch)
     except InvalidGraph:
         raise
     except Exception as error:  # ONNX Runtime's own
+        if "NOT_IMPLEMENTED" in str(error):  # it has few operators in bfloat16, and lacks some in float64
+            model = onnx.load(file)
+            if to_float32(model):
+                narrow = pytree.tree_map_only(Tensor, _in_float32, (called, dict(feeds)))
+                return _differs(model.SerializeToString(), _InFloat32(module), *narrow, axes, batch)
         raise InvalidGraph(
             f"{type(module).__name__}: ONNX Runtime cannot run the file: {first_line(error)}"
         ) from error
+
+
+class _InFloat32(nn.Module):
+    """A module with all its tensors in float32, which is how it trains."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._of = [module]  # which is not to be a part of this one
+        self._tensors = {place: _in_float32(tensor) for place, tensor in tensors_of(module).items()}
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        return functional_call(self._of[0], self._tensors, arguments, keywords, tie_weights=False)
+
+
+def _in_float32(tensor: Tensor) -> Tensor:
+    return tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
+
+
+def _differs(
+    source: str | bytes,
+    module: nn.Module,
+    called: tuple[tuple[Any, ...], dict[str, Any]],
+    feeds: Mapping[str, Tensor],
+    axes: Sequence[Mapping[int, str]],
+    batch: str,
+) -> float:
+    session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
+    read = {value.name for value in session.get_inputs()}
+    found = _difference(session, module, called, feeds, read)
+    leaves, shape = pytree.tree_flatten(called)
+    if batch and any(of.get(0) == batch for of in axes):
+        longer = [
+            torch.cat([leaf, leaf[:1]]) if of.get(0) == batch else leaf
+            for leaf, of in zip(leaves, axes, strict=True)
+        ]
+        names = iter(feeds)
+        more = {next(names): leaf for leaf in longer if isinstance(leaf, Tensor)}
+        again = pytree.tree_unflatten(longer, shape)
+        try:
+            module(*again[0], **again[1])
+        except Exception as error:
+            raise InvalidGraph(
+                f"{type(module).__name__}: axis 0 of its inputs was to be open, as '{batch}', and with a "
+                f"row more than it fails: {type(error).__name__}: {first_line(error)}; look for "
+                "a view, reshape or loop with the example's number, or export it fixed, with batch=''"
+            ) from error
+        found = max(found, _difference(session, module, again, more, read))
     return found
 
 

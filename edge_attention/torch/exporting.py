@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,12 @@ from edge_attention.core.errors import InvalidArgument, InvalidGraph
 from edge_attention.graphs.models.module_note import ModuleNote, write_note
 from edge_attention.graphs.onnx_builder import IR_VERSION
 from edge_attention.graphs.onnx_file import all_nodes, first_line, keep, strip
+from edge_attention.torch.bags import plain_bags
 from edge_attention.torch.checking import answer, differs
 from edge_attention.torch.contents import write_file
-from edge_attention.torch.module_notes import SaidOfModule, notes_of
+from edge_attention.torch.module_notes import SaidOfModule, notes_of, notes_of_training
 from edge_attention.torch.report import ExportReport, ExportWarning, some
+from edge_attention.torch.trying import gradients_of, in_training, padding_of
 
 __all__ = ["OPSET", "export"]
 
@@ -96,10 +98,14 @@ def export(
                 f"{some(clash)} is an input or output and a parameter, too; name it otherwise in inputs or "
                 "outputs"
             )
-        program = _exported(
-            module, arguments, keywords, shape, axes, [names[n] for n in tensors], made, opset
-        )
-        model, note = _assembled(program, module)
+        called, tries = (arguments, keywords), check is not False
+        gradients = gradients_of(module, called) if tries else None
+        training = in_training(module, called, given) if tries else None
+        with plain_bags(module):
+            program = _exported(
+                module, arguments, keywords, shape, axes, [names[n] for n in tensors], made, opset
+            )
+        model, note = _assembled(program, module, gradients.none if gradients is not None else ())
         opened = {(names[n], axis): said for n in tensors for axis, said in axes[n].items()}
         _name_sizes(model, opened, name)
         sizes = write_file(file, model, _contents(module, note), external, EXTERNAL_BYTES)
@@ -117,7 +123,10 @@ def export(
         except BaseException:
             sizes.remove()
             raise
-    notes = list(notes_of(module, note, model, [names[n] for n in tensors]))
+    notes = [
+        *notes_of(module, note, model, [names[n] for n in tensors]),
+        *notes_of_training(module, note, gradients, training),
+    ]
     if difference is not None and difference > FAR:
         notes.append(
             SaidOfModule(f"the file's answers differ from the module's by {difference:.0e} of the largest")
@@ -280,9 +289,10 @@ def _exported(
     return program
 
 
-def _assembled(program: Any, module: nn.Module) -> tuple[Any, ModuleNote]:
+def _assembled(program: Any, module: nn.Module, still: Collection[str]) -> tuple[Any, ModuleNote]:
     """The graph, simplified around the parameters, which are in it by name and not yet by value.
 
+    `still`: parameters that have no gradient in PyTorch; they are frozen in the file.
     Returns an onnx.ModelProto without the tensors that the note names.
     """
     import onnx_ir
@@ -316,13 +326,15 @@ def _assembled(program: Any, module: nn.Module) -> tuple[Any, ModuleNote]:
             node.input[slot] = tied.get(name, name)
     read = {name for node in all_nodes(proto) for name in node.input}
     read |= {value.name for value in proto.output}
-    own = [name for name in held if name not in tied]
+    own = [name for name in held if name not in tied and name in read]
+    trains = {name for name in own if held[name].requires_grad and name not in still}
     note = ModuleNote(
-        trained=tuple(name for name in own if name in read and held[name].requires_grad),
-        frozen=tuple(name for name in own if name in read and not held[name].requires_grad),
+        trained=tuple(name for name in own if name in trains),
+        frozen=tuple(name for name in own if name not in trains),
         buffers=tuple(name for name in buffers if name in read and name not in tied),
         tied={other: name for other, name in tied.items() if name in read},
         unused=tuple(name for name in held if tied.get(name, name) not in read),
+        padding={tied.get(name, name): row for name, row in padding_of(module).items() if name in read},
     )
     write_note(proto, note)
     return model, note

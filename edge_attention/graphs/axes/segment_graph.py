@@ -36,6 +36,7 @@ from edge_attention.graphs.axes.forms import (
 )
 from edge_attention.graphs.axes.localise import LocalisedNode, Sizes, localised
 from edge_attention.graphs.axes.needs import PartNeeds, own_piece, span_of
+from edge_attention.graphs.lookups import padding_mark
 from edge_attention.graphs.onnx_builder import IR_VERSION
 from edge_attention.graphs.onnx_file import made_in, rename_values, serialize
 from edge_attention.graphs.reading.needed import graphs_in
@@ -264,6 +265,7 @@ class SegmentGraph:
         node = local.node
         copy = NodeProto()
         copy.op_type, copy.domain = node.op_type, node.domain
+        copy.name = padding_mark(node)
         copy.attribute.extend(node.attribute)
         for position, _ in enumerate(node.input):
             form = operation.inputs[position] if position < len(operation.inputs) else None

@@ -1,7 +1,7 @@
 """The gradient of a `BatchNormalization` whose mean and variance the graph computes.
 
-`onnx-ad` takes both for stored statistics, whatever they are made of, and leaves out what passes through them:
-PyTorch's exporter writes a batch norm without running statistics as two means and such a node.
+`onnx-ad` takes both for stored statistics, whatever they are made of, and leaves out what passes through
+them: PyTorch's exporter writes a batch norm without running statistics as two means and such a node.
 """
 
 from __future__ import annotations

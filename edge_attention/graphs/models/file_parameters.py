@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import translate
 
@@ -66,6 +66,7 @@ _MASK = 1e4  # no trained weight is that large; what a mask adds to a score is
 class FileParameters:
     """`names`: what trains, in the file's order. `untied`: the new ones, with the initializer they were.
 
+    `padding`: tables of embeddings, with the row that lookups do not train.
     `dropped`: parameters that the exporter notes and that nothing in the file reads: it leaves out what has
     no effect, as a bias that is all zero.
     """
@@ -73,6 +74,7 @@ class FileParameters:
     names: tuple[str, ...]
     untied: dict[str, str]
     dropped: tuple[str, ...]
+    padding: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ def find_parameters(model: ModelProto, named: Collection[str], place: str) -> Fi
         tuple(names),
         {name: untied[name] for name in names if name in untied},
         tuple(sorted(gone - tensors.keys())),
+        own.padding if own is not None else {},
     )
 
 

@@ -20,6 +20,7 @@ from onnx import GraphProto, ModelProto, TensorProto, helper
 from edge_attention.core.errors import InvalidGraph
 from edge_attention.core.messages.federated import LossSpec, NewHead
 from edge_attention.graphs.gradients.gradients import differentiate
+from edge_attention.graphs.lookups import mark_padding
 from edge_attention.graphs.models.dimensions import RowShapes
 from edge_attention.graphs.models.file_parameters import find_parameters
 from edge_attention.graphs.models.loss_front import find_front
@@ -204,6 +205,7 @@ def _load_model(data: bytes, asked: _Asked) -> Model:
     found = find_parameters(file, wanted, place)
     check_operators(file.graph, place, found.names)
     weights = take_out(file.graph, found.names)
+    mark_padding(file.graph, found.padding)
     strip(file)
     file = raise_opset(file, place)
     graph = file.graph

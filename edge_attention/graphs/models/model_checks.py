@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from edge_attention.core.errors import InvalidGraph
 from edge_attention.graphs.gradients.gradients import Runner, compare_with_differences, sample
+from edge_attention.graphs.lookups import padding_rows
 from edge_attention.graphs.models.model import Model, gradient_graph, parameter_inputs
 from edge_attention.graphs.onnx_file import serialize
 
@@ -29,8 +31,9 @@ def check_model(
 ) -> float:
     """Try the model at its initial values: finite loss and gradients, which finite differences confirm.
 
-    Float inputs are normal, integer inputs 0 and 1 (valid labels and tokens almost everywhere); `feeds` gives
-    other data where the model needs it, of `batch` rows. A step graph of a fixed batch is tried at that one.
+    Float inputs are normal, integer inputs 0 and 1 (valid labels and tokens almost everywhere), or all 1
+    where the loss of that is not finite; `feeds` gives other data where the model needs it, of `batch`
+    rows. A step graph of a fixed batch is tried at that one.
     Returns the largest deviation found, relative to the tensor's largest gradient.
 
     Raises InvalidGraph if the model cannot be differentiated (naming the operator) or run, if a result is not
@@ -50,6 +53,11 @@ def check_model(
     step = serialize(gradient_graph(model, batch))
     backward = Runner(step, model.place)
     loss, *found = backward(["loss", *tensors.values()], point)
+    if not np.isfinite(loss):
+        # Rows of nothing but 0, which is padding in many models, of which attention sees no token.
+        drawn = {name: spec for name, spec in model.inputs.items() if name not in given}
+        point |= {name: np.ones_like(point[name]) for name, (kind, _) in drawn.items() if kind.kind in "iu"}
+        loss, *found = backward(["loss", *tensors.values()], point)
     if not np.isfinite(loss):
         raise InvalidGraph(
             f"{model.place}: the loss is {float(loss)} on a random batch; check its scale, or its masks"
@@ -76,6 +84,7 @@ def check_model(
         tolerance=tolerance,
         place=model.place,
         labels=labels,
+        still=padding_rows(onnx.load_model_from_string(model.forward).graph) if model.forward else None,
     )
 
 

@@ -28,6 +28,7 @@ class ModuleNote:
         buffers: initializers that are buffers, as a batch norm's running statistics.
         tied: another name of a parameter -> the one that it has in the file.
         unused: parameters that the outputs do not depend on, which are not in the file.
+        padding: tables of embeddings -> the row that lookups do not train (`padding_idx`).
     """
 
     trained: tuple[str, ...] = ()
@@ -35,12 +36,15 @@ class ModuleNote:
     buffers: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+    padding: Mapping[str, int] = field(default_factory=dict)
 
 
 def write_note(graph: GraphProto, note: ModuleNote) -> None:
     """Note it in `graph`."""
     said = {name: list(getattr(note, name)) for name in ("trained", "frozen", "buffers", "unused")}
-    graph.metadata_props.add(key=KEY, value=json.dumps({**said, "tied": dict(note.tied)}))
+    graph.metadata_props.add(
+        key=KEY, value=json.dumps({**said, "tied": dict(note.tied), "padding": dict(note.padding)})
+    )
 
 
 def module_note(graph: GraphProto) -> ModuleNote | None:
@@ -50,12 +54,14 @@ def module_note(graph: GraphProto) -> ModuleNote | None:
         return None
     try:
         said = json.loads(text)
-        tied = said["tied"]
+        tied, padding = said["tied"], said.get("padding", {})  # a note of an earlier release has no padding
         names = {name: _names(said[name]) for name in ("trained", "frozen", "buffers", "unused")}
-        _names([*tied.keys(), *tied.values()])
+        _names([*tied.keys(), *tied.values(), *padding.keys()])
+        if not all(isinstance(row, int) and row >= 0 for row in padding.values()):
+            return None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return ModuleNote(**names, tied=tied)
+    return ModuleNote(**names, tied=tied, padding=padding)
 
 
 def _names(listed: Any) -> tuple[str, ...]:

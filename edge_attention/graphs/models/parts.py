@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, TensorProto, helper, numpy_helper
 
 from edge_attention.core.errors import InvalidGraph
+from edge_attention.graphs.lookups import mark_padding
 from edge_attention.graphs.models.constant_weights import lift_constants
 from edge_attention.graphs.models.dimensions import RowShapes
 from edge_attention.graphs.models.model_file import frozen_weights, read_model
@@ -111,6 +112,7 @@ def _load(
     lift_constants(graph, trainable or (), by_use=trainable is None and model.producer_name != "pytorch")
     _check_names(graph, place)
     own = module_note(graph)
+    mark_padding(graph, own.padding if own is not None else {})
     strip(model)
     if kind == "encoder":
         graph.output.sort(key=lambda value: value.name)

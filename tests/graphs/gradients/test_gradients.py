@@ -314,13 +314,16 @@ def test_where_a_kink_lies_in_every_steps_way_a_gradient_between_its_slopes_is_r
             compared(wrong)
 
 
-def test_a_curve_is_no_kink() -> None:
-    def objective(point: dict[str, NDArray[np.float32]]) -> tuple[float, float]:
-        return float(np.sin(20 * point["x"].astype(np.float64)).sum()), 0.0
+@pytest.mark.parametrize(("bends", "off"), [(20, 0.1), (1500, 2.0)])
+def test_a_curve_is_no_kink(bends: int, off: float) -> None:
+    """The second bends within the shortest step, as a norm of a row of zeros does."""
 
-    at = np.array([0.03], np.float32)
-    right = 20 * np.cos(20 * at)
-    for factor, fits in ((1.0, True), (0.9, False), (1.1, False)):
+    def objective(point: dict[str, NDArray[np.float32]]) -> tuple[float, float]:
+        return float(np.sin(bends * point["x"].astype(np.float64)).sum()), 0.0
+
+    at = np.array([0.6 / bends], np.float32)
+    right = bends * np.cos(bends * at)
+    for factor, fits in ((1.0, True), (1 - off, False), (1 + off, False)):
         arguments: dict[str, Any] = {"rng": np.random.default_rng(0), "tolerance": 0.05, "place": "p"}
         told = {"x": (right * factor).astype(np.float32)}
         if fits:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from small_models import FLOAT, attending, linear, model, node, normal
+from small_models import FLOAT, INT64, attending, linear, model, node, normal
 
 from edge_attention.core.errors import InvalidGraph
 from edge_attention.core.messages.federated import LossSpec
@@ -47,6 +47,23 @@ def test_a_gradient_that_is_not_finite_is_refused_with_the_parameters_name() -> 
     loaded = load_model(small(nodes, values), loss=LossSpec("l1"), parameters=["w"])
     with pytest.raises(InvalidGraph, match=r"the gradient of 'w' is not finite"):
         check_model(loaded, feeds={"x": np.abs(normal(0, 4, 4))})
+
+
+def test_a_row_of_padding_alone_is_no_reason_to_refuse() -> None:
+    """Integers are tried with 0 and 1: where 0 is padding, a row may have nothing else."""
+    nodes = [
+        node("Cast", ["ids"], ["numbers"], to=FLOAT),
+        node("ReduceMax", ["numbers", "last"], ["any"], keepdims=1),
+        node("Log", ["any"], ["seen"]),
+        node("Add", ["seen", "w"], ["y"]),
+    ]
+    values = {"w": normal(1, 3), "last": np.array([1], np.int64)}
+    file = model(nodes, {"ids": (INT64, ["n", 2])}, {"y": (FLOAT, ["n", 3])}, values)
+    loaded = load_model(file, loss=LossSpec("mse"))
+    for seed in range(10):
+        assert check_model(loaded, seed=seed) < 0.01
+    with pytest.raises(InvalidGraph, match="the loss is inf"):
+        check_model(loaded, feeds={"ids": np.zeros((4, 2), np.int64)})
 
 
 def test_feeds_take_the_place_of_random_data() -> None:
