@@ -19,7 +19,7 @@ def plain_bags(module: nn.Module) -> Iterator[None]:
     ]
     try:
         for one in bags:
-            one.forward = _plain(one)  # type: ignore[method-assign]
+            one.forward = _plain(one)
         yield
     finally:
         for one in bags:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NotImplemented_
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
@@ -63,17 +64,16 @@ def differs(
     except InvalidGraph:
         raise
     except Exception as error:  # ONNX Runtime's own
-        if "NOT_IMPLEMENTED" in str(error):  # it has few operators in bfloat16, and lacks some in float64
-            model = onnx.load(file)
-            if to_float32(model):
-                narrow = pytree.tree_map_only(Tensor, _in_float32, (called, dict(feeds)))
-                return _differs(model.SerializeToString(), _InFloat32(module), *narrow, axes, batch)
+        # It has few operators in bfloat16, and lacks some in float64.
+        if isinstance(error, NotImplemented_) and to_float32(model := onnx.load(file)):
+            same, fed = pytree.tree_map_only(Tensor, _in_float32, (called, dict(feeds)))
+            return _differs(model.SerializeToString(), _InFloat32(module), same, fed, axes, batch)
         raise InvalidGraph(
             f"{type(module).__name__}: ONNX Runtime cannot run the file: {first_line(error)}"
         ) from error
 
 
-class _InFloat32(nn.Module):
+class _InFloat32(nn.Module):  # type: ignore[misc, unused-ignore]
     """A module with all its tensors in float32, which is how it trains."""
 
     def __init__(self, module: nn.Module) -> None:

@@ -208,7 +208,7 @@ def in_training(module: nn.Module, called: Called, expected: Sequence[Tensor]) -
                 )
     except Exception as error:
         return InTraining(failed=f"{type(error).__name__}: {first_line(error)}")
-    random = not _alike(*answers, 1e-6)
+    random = not _alike(answers[0], answers[1], 1e-6)
     return InTraining(random, changed, not (random or changed or _alike(answers[0], expected, 1e-3)))
 
 
