@@ -44,8 +44,9 @@ TENSORS = 1024
 PARAMETERS = 64
 CHARACTERS = 4096
 """Of a parameter that is a string."""
-MOST_WHOLE = 1 << 63
-"""Whole numbers of parameters are less, and no less than the negative of it: gRPC's have 64 bits."""
+LEAST_WHOLE, MOST_WHOLE = -(1 << 63), 1 << 64
+"""Whole numbers of parameters are from the one to below the other, as gRPC's are, of 64 bits with a sign or
+without: a sequence's id has them all."""
 JOINED_ELEMENTS = 32 * 1024
 """Of outputs as JSON, up to which an answer is written before it is sent; behind, as it is sent."""
 NAME_LENGTH = 256
@@ -313,10 +314,10 @@ def require_64_bits(name: str, value: Any, what: str) -> None:
     Raises:
         InvalidArgument: names the parameter.
     """
-    if type(value) is int and not -MOST_WHOLE <= value < MOST_WHOLE:
+    if type(value) is int and not LEAST_WHOLE <= value < MOST_WHOLE:
         raise InvalidArgument(
             f"parameter {name[:80]!r} of {what} has {value.bit_length()} bits; a whole number has 64, one of "
-            "them its sign"
+            "them its sign where it is negative"
         )
 
 

@@ -35,6 +35,8 @@ def strict_json(text: bytes | bytearray | memoryview, what: str) -> Any:
     Raises:
         InvalidArgument: it is none, names something twice, has NaN or is nested too deeply.
     """
+    if not text:
+        raise InvalidArgument(f"{what}: it is empty")
     try:
         # Of a byte order mark RFC 8259 says that it may be passed over: editors and PowerShell write one.
         return json.loads(str(text, "utf-8-sig"), object_pairs_hook=_once, parse_constant=_no_constant)

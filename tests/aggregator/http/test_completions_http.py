@@ -286,6 +286,7 @@ def test_errors_have_openais_form(made):
         code = (await port.post("/v1/completions", **long)).json["error"]["code"]
         assert code == "context_length_exceeded"
         await refused({"data": b"{"}, 400, "the body is no JSON")
+        await refused({}, 400, "the body is no JSON: it is empty")
         await refused({"json": good | {"prompt": [1] * 70_000}}, 413, "bound asked-values")
         await refused({"json": good, "headers": {"Origin": "http://evil"}}, 403, "another site")
         for answer in (await port.get("/v1/completions"), await port.post("/v1/embeddings", json=good)):

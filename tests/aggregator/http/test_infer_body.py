@@ -87,7 +87,7 @@ def test_outputs_are_wanted_as_bytes_or_json():
         ({"inputs": [binary_input("a", 0, data=[1])]}, "send one of both"),
         ({"parameters": {"timeout": 10**400}}, "parameter 'timeout' of the request has 1329 bits"),
         ({"inputs": [{**X, "parameters": {"a": -(1 << 63) - 1}}]}, "parameter 'a' of input 'x' has 64 bits"),
-        ({"outputs": [{"name": "y", "parameters": {"a": 1 << 63}}]}, "parameter 'a' of output 'y' has 64"),
+        ({"outputs": [{"name": "y", "parameters": {"a": 1 << 64}}]}, "parameter 'a' of output 'y' has 65"),
         ({"outputs": {}}, "Unable to parse 'outputs'"),
         ({"outputs": [{"name": "y", "parameters": {"binary_data": 1}}]}, "binary_data of output 'y' is '1'"),
         ({"parameters": {"binary_data_output": "yes"}}, "binary_data_output is 'yes'"),

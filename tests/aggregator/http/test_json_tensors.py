@@ -107,7 +107,7 @@ def test_a_scalar_is_one_element():
     ("text", "why"),
     [
         (b"{", "at 1"),
-        (b"", "at 0"),
+        (b"", "it is empty"),
         (b"[1,,2]", "at 3"),
         (b"[01]", "at 2"),
         (b"[NaN]", "NaN is no number of JSON"),

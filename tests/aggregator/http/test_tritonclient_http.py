@@ -280,6 +280,8 @@ def test_the_forty_questions():
         assert client.get_cuda_shared_memory_status() == []
         told = client.infer("simple", i, priority=1, timeout=1_000_000)
         assert told.get_response()["model_name"] == "simple"
+        told = client.infer("simple", i, sequence_id=(1 << 64) - 1, sequence_start=True)
+        assert told.get_response()["model_name"] == "simple"
         told = client.infer("simple", i, parameters={"a": 1, "b": "x", "c": True})
         assert told.get_response()["model_name"] == "simple"
 
