@@ -241,6 +241,9 @@ def cut_decoder(
         )
     if stepped.alone:
         made = _labelled(made, stepped.alone)
+    if stepped.masked:
+        said = made.emitted.schedule.lacking
+        made = _labelled(made, f"{said}; {stepped.masked}" if said else stepped.masked)
     vocabulary = axes.bound.shape(stepped.logits)[-1]
     return made, DecoderForm(
         stepped.ids, stepped.positions, stepped.logits, vocabulary, stepped.length, _rows_of(stepped),

@@ -51,6 +51,7 @@ class SteppedModel:
         states_width: of one token of that.
         memory: tokens of that, where the file fixes how many there are; else 0.
         alone: why a trip has one row; "": it may have several.
+        masked: what is not known of the model, as a mask that it is given says it; "": nothing.
     """
 
     model: OpenModel
@@ -62,6 +63,7 @@ class SteppedModel:
     states_width: int = 0
     memory: int = 0
     alone: str = ""
+    masked: str = ""
 
 
 def as_steps(opened: OpenModel) -> SteppedModel:
@@ -73,7 +75,7 @@ def as_steps(opened: OpenModel) -> SteppedModel:
     """
     graph = StepGraph.of(_with_past(opened))
     inputs = graph.decoder_inputs()
-    logits = _logits(graph)
+    logits, masked = _logits(graph), _masked(graph, inputs)
     if inputs.states and graph.dtype(inputs.states) != "float32":
         graph.take_float32(inputs.states)
     # A batch that is read off a past is that of the tokens, too: then it needs no past.
@@ -89,13 +91,26 @@ def as_steps(opened: OpenModel) -> SteppedModel:
     dims: tuple[int | str, ...] = (ROWS, 1)
     kept = {name: dims for name in (inputs.ids, positions) if name}
     if not inputs.states:
-        return SteppedModel(graph.finished(kept), inputs.ids, positions, logits, length, alone=alone)
+        finished = graph.finished(kept)
+        return SteppedModel(finished, inputs.ids, positions, logits, length, alone=alone, masked=masked)
     _, memory, width = graph.shape(inputs.states)
     if not width:
         raise FailedPrecondition(f"{inputs.states[:80]!r} does not say how wide what the encoder made is")
     kept[inputs.states] = (ROWS, 1, width)
     finished = graph.finished(kept)
-    return SteppedModel(finished, inputs.ids, positions, logits, length, inputs.states, width, memory)
+    return SteppedModel(
+        finished, inputs.ids, positions, logits, length, inputs.states, width, memory, masked=masked
+    )
+
+
+def _masked(graph: StepGraph, inputs: DecoderInputs) -> str:
+    """What is not known where the file is told which others each token sees: a window would be in that."""
+    if not inputs.mask or len(graph.shape(inputs.mask)) < 4:
+        return ""
+    return (
+        f"the file has {inputs.mask[:80]!r} say which tokens each sees, and here each sees all before it: of "
+        "a model with a window what comes beyond that is not its own (export it with a dynamic cache)"
+    )
 
 
 def _with_past(opened: OpenModel) -> OpenModel:

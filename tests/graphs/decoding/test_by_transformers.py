@@ -10,6 +10,7 @@ import pytest
 from decoder_runs import PaperDecoder, PaperSession, session_of, stepped_file
 
 from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
+from edge_attention.graphs.decoding.cutting import cut_decoder
 
 EXPORTS = Path(__file__).parent / "exports"
 LAYERS, WORDS = 1 << 20, 40
@@ -73,3 +74,12 @@ def test_logits_are_the_files(name: str, word: str) -> None:
 def test_positions_are_an_input(name: str) -> None:
     stepped = stepped_file(EXPORTS / f"transformers_{name}.onnx")
     assert (stepped.positions, stepped.length) == ("position_ids", 8192)
+
+
+@pytest.mark.parametrize("word", PLANS)
+def test_what_a_mask_would_say_of_a_window_is_not_known(word: str) -> None:
+    """A static cache's file is given a mask that says which tokens each sees: a window would be in that."""
+    for name, known in (("llama_static", False), ("llama", True)):
+        stepped = stepped_file(EXPORTS / f"transformers_{name}.onnx")
+        lacking = cut_decoder(stepped, PLANS[word], 1)[0].emitted.schedule.lacking
+        assert ("'attention_mask' say which tokens each sees" in lacking) is not known
