@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aggregator.store.folder import require_space, sync, unwritable, write_durably
+from aggregator.store.folder import remedy, require_space, sync, unwritable, write_durably
 from aggregator.store.sealed import file_digest
 from aggregator.store.state import State, check_run_id
 from edge_attention.core.errors import DataLoss, EdgeAttentionError, InvalidArgument
@@ -222,10 +222,14 @@ class DeploymentFolders:
             except (FileNotFoundError, NotADirectoryError):
                 ended.append(folder)
                 continue
-            except (OSError, ValueError) as error:
-                why = error.strerror if isinstance(error, OSError) else error
+            except OSError as error:  # which says nothing of what is in it
+                what = f"{path / _SPEC} cannot be read ({error.strerror}); {remedy(path, error)}"
+                if isinstance(error, IsADirectoryError):
+                    what += "; or remove the folder, and deploy the model again"
+                raise DataLoss(what) from None
+            except ValueError as error:
                 raise DataLoss(
-                    f"{path / _SPEC} cannot be read ({why}); remove the folder, and deploy the model again"
+                    f"{path / _SPEC} cannot be read ({error}); remove the folder, and deploy the model again"
                 ) from None
             found.append(KeptDeployment(folder, spec))
         # Nothing says of what these were to be made but the blobs themselves, which their files are.

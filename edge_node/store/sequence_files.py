@@ -12,6 +12,7 @@ order, every tile is read and compared with its sum, and what differs is not sto
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -233,25 +234,37 @@ class Files:
         log.info("verified %s bytes in %.1f s", f"{size:,}", time.monotonic() - began)
 
     def _good(self, manifest: Manifest) -> int:
-        """How many tiles from the first on have their sums. What follows the last token is set to zero."""
+        """How many tiles from the first on have their sums. What follows the last token is set to zero.
+
+        Raises:
+            OSError: it cannot be read, which says nothing of what is in it: that is not to be removed.
+        """
         heads, tile, dim = manifest.layout
         one = 4 * heads * tile * dim
+        path = self._path(manifest.file)
         try:
-            with self._path(manifest.file).open("r+b", buffering=0) as file:
-                for index, known in enumerate(manifest.sums):
-                    data = bytearray(os.pread(file.fileno(), one, index * one))
-                    if len(data) < one:
-                        return index
-                    count = min(manifest.tokens - index * tile, tile)
-                    there = np.frombuffer(data, np.float32).reshape(heads, tile, dim)
-                    if sums((), tile, 0, there[:, :count].transpose(1, 0, 2)) != [known]:
-                        return index
-                    if count < tile:
-                        there[:, count:] = 0  # what of a change that was never finished may be there
-                        os.pwrite(file.fileno(), data, index * one)
-        except OSError as error:
-            log.warning("%s cannot be read: %s", self._path(manifest.file), error.strerror)
+            file = path.open("r+b", buffering=0)
+        except (FileNotFoundError, IsADirectoryError) as error:
+            log.warning("%s cannot be read: %s", path, error.strerror)
             return 0
+        with file:
+            for index, known in enumerate(manifest.sums):
+                try:
+                    data = bytearray(os.pread(file.fileno(), one, index * one))
+                except OSError as error:
+                    if error.errno != errno.EIO:
+                        raise
+                    log.warning("%s cannot be read: %s", path, error.strerror)
+                    return index
+                if len(data) < one:
+                    return index
+                count = min(manifest.tokens - index * tile, tile)
+                there = np.frombuffer(data, np.float32).reshape(heads, tile, dim)
+                if sums((), tile, 0, there[:, :count].transpose(1, 0, 2)) != [known]:
+                    return index
+                if count < tile:
+                    there[:, count:] = 0  # what of a change that was never finished may be there
+                    os.pwrite(file.fileno(), data, index * one)
         return manifest.in_use
 
     def _short(self, manifest: Manifest) -> bool:

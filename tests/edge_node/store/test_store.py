@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import mmap
+import os
 import pathlib
 import shutil
 import subprocess
@@ -413,6 +414,49 @@ def test_a_sequence_whose_drop_is_damaged_does_not_come_back_over_its_successor(
     store = reopened(store, tmp_path)
     assert tokens_of(store, "context/a/x", 1).item() == 2.0
     assert not old.exists()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE])
+def test_what_cannot_be_opened_at_the_start_is_not_removed(tmp_path, monkeypatch, number):
+    """Of another user, say, or with too few descriptors: the tokens are there, and stay there."""
+    store = Store(MIB, Files(tmp_path))
+    store.append("context/a/x", np.ones((9, 1, 1), np.float32), tile=4)
+    store.commit(store.sequences())
+    store._files._lock.close()
+    journal = (tmp_path / "journal").read_bytes()
+    opened = pathlib.Path.open
+
+    def refused(path, *arguments, **options):
+        if path.suffix == ".tiles":
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "open", refused)
+        files = Files(tmp_path)
+        with pytest.raises(
+            FailedPrecondition, match=rf"cannot be used as --store: .*{tmp_path}/\w+\.tiles.*; let"
+        ):
+            Store(MIB, files)
+    files._lock.close()
+    assert (tmp_path / "journal").read_bytes() == journal
+    assert Store(MIB, Files(tmp_path)).sequences() == {"context/a/x": 9}
+
+
+def test_a_part_of_a_file_that_the_disk_cannot_read_costs_no_tile_before_it(tmp_path, monkeypatch):
+    store = Store(MIB, Files(tmp_path))
+    store.append("context/a/x", np.ones((9, 1, 1), np.float32), tile=4)
+    store.commit(store.sequences())
+    store._files._lock.close()
+    read = os.pread
+
+    def failing(descriptor, size, at):
+        if at:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(descriptor, size, at)
+
+    monkeypatch.setattr(os, "pread", failing)
+    assert Store(MIB, Files(tmp_path)).sequences() == {"context/a/x": 4}
 
 
 @pytest.mark.parametrize("replaced", [False, True])
