@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -97,6 +98,10 @@ def run(call: Callable[[], Any], program: str, arguments: Sequence[str], traceba
     """
     want_json(False)
     out = sys.stdout
+    for stream in (sys.stdout, sys.stderr):
+        # In an encoding that lacks a character it is an escape, and no end of the command.
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
+            stream.reconfigure(errors="backslashreplace")
     try:
         result = call()
         sys.stdout.flush()

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -83,7 +83,8 @@ def print_list(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
-    """A table; numbers to the right. Columns are as wide as they must be where stdout is no terminal."""
+    """A table; numbers to the right. Columns are as wide as they must be where stdout is no terminal; on one
+    that is too narrow for its words each row is a paragraph."""
     require_rich()
     from rich import box
     from rich.console import Console
@@ -100,7 +101,21 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
     if not console.is_terminal:
         wanted = console.measure(table, options=console.options.update(width=2000)).maximum
         console.width = max(console.width, wanted)
+    elif console.width < console.measure(table, options=console.options.update(width=2000)).minimum:
+        if title:
+            say(title)
+        say(*_paragraphs(columns, content))
+        return
     console.print(table)
+
+
+def _paragraphs(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    """Lines of a table whose rows are paragraphs: a column each, what is empty left out."""
+    size = max(map(len, columns))
+    for row in rows:
+        yield ""
+        cells = [(column, _cell(value)) for column, value in zip(columns, row, strict=True)]
+        yield from (f"{column.ljust(size)}  {text}" for column, text in cells if text.strip())
 
 
 def _cell(value: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 _SHOWN = 6
 """Names of a list that are shown."""
+_NODES = 3
+"""Nodes of a row that are named."""
 
 
 def of_file(call: Callable[[FusionJob | FederatedJob | SplitJob], T], file: Path) -> T:
@@ -85,6 +87,17 @@ def _named(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
 
 
+def _rows(graphs: Iterable[PlannedGraph]) -> Iterator[tuple[str, ...]]:
+    """Of the table, one for all nodes that run the same."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for g in graphs:
+        said = g.role, g.digest[:12], _some(g.outputs), _origins(g), g.release[:19] or "-"
+        alike.setdefault(said, []).append(g.node)
+    for row, nodes in alike.items():
+        more = f" and {len(nodes) - _NODES} more" if len(nodes) > _NODES + 1 else ""
+        yield (", ".join(nodes[:_NODES] if more else nodes) + more, *row)
+
+
 def print_plan(plan: JobPlan, job: Path, as_json: bool) -> bool:
     """The plan of the job file `job`, as a table and as flags of `edge-node`; whether a run would begin."""
     graphs, needed = list(plan), release_flags(plan)
@@ -104,18 +117,23 @@ def print_plan(plan: JobPlan, job: Path, as_json: bool) -> bool:
         say(*describe(model))
     print_table(
         ("node", "graph", "digest", "leaves the node", "computed from", "release"),
-        (
-            (g.node, g.role, g.digest[:12], _some(g.outputs), _origins(g), g.release[:19] or "-")
-            for g in graphs
-        ),
+        _rows(graphs),
         title=f"What {job} runs. Nothing else of a node's data leaves it.",
     )
     say("What the nodes' operators allow for it:")
+    alike: dict[str, list[str]] = {}
     for node, releases in needed.items():
         # An aggregator of an earlier release says nothing of the whole.
         values = [plan.job_release] if plan.job_release and releases else releases
         flags = "".join(f" --allow-release {shlex.quote(value)}" for value in values)
-        say(f"  edge-node --name {node}{flags} ..." if flags else f"  {node}: nothing")
+        alike.setdefault(flags, []).append(node)
+    for flags, nodes in alike.items():
+        if not flags:
+            say(f"  {', '.join(nodes)}: nothing")
+        elif len(nodes) == 1:
+            say(f"  edge-node --name {nodes[0]}{flags} ...")
+        else:
+            say(f"  each of {', '.join(nodes)}:", f"  edge-node{flags} ...")
     if plan.job_release:
         say("That is all of the job in one; its releases one by one: add --json, allow_release.")
     for text in plan.unchecked:

@@ -188,6 +188,8 @@ def export_run(
     """Write what RUN has trained to a file."""
     if onnx is None and parameters is None:
         raise click.UsageError("give --onnx FILE, --parameters FILE, or both")
+    if onnx == parameters:
+        raise click.UsageError(f"--onnx and --parameters are both {onnx}; give each a file of its own")
     with connect(address) as client:
         found = client.run(run)
         chosen = chosen_version(version, best)

@@ -17,10 +17,12 @@ from edge_attention import failing
 from edge_attention.cli import main as cli_main
 from edge_attention.cli import output
 from edge_attention.cli.output import print_list
+from edge_attention.cli.plan import print_plan
+from edge_attention.client.plans import JobPlan
 from edge_attention.client.sync import Context
 from edge_attention.core.errors import Unavailable
 from edge_attention.core.messages import fleet
-from edge_attention.core.messages.training import RunState
+from edge_attention.core.messages.training import PlannedGraph, PlanRunResponse, RunState
 
 JOB = """
 rounds = 5
@@ -409,6 +411,56 @@ def test_plain_holds_no_number_json_lacks():
         "b": [[2, 5], [0, 1]],
         "c": "failed",
     }
+
+
+@pytest.mark.parametrize("columns", [40, 200])
+def test_a_table_is_paragraphs_where_its_words_do_not_fit(columns, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("COLUMNS", str(columns))
+    rows = [(f"node-{number}", "ready", "CPUExecutionProvider", 1024, "") for number in (1, 2)]
+    output.print_table(("node", "state", "provider", "threads", "datasets"), rows, title="Nodes")
+    out = capsys.readouterr().out
+    assert "CPUExecutionProvider" in out  # whole, however narrow
+    narrow = out.splitlines() == [
+        "Nodes",
+        *(
+            line
+            for number in (1, 2)
+            for line in (
+                "",
+                f"node      node-{number}",
+                "state     ready",
+                "provider  CPUExecutionProvider",
+                "threads   1,024",
+            )
+        ),
+    ]
+    assert narrow is (columns == 40)
+
+
+def test_the_plan_has_one_row_for_nodes_that_run_the_same(capsys):
+    def graph(node, digest):
+        return PlannedGraph(node, "step", digest, ("loss",), "sha256:r")
+
+    plan = JobPlan(PlanRunResponse((*(graph(f"n{number}", "d") for number in range(6)), graph("other", "e"))))
+    assert print_plan(plan, Path("job.toml"), as_json=False)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["n0,", "n1,", "n2", "and", "3", "more", "step", "d", "loss", "-", "sha256:r"] in rows
+    assert ["other", "step", "e", "loss", "-", "sha256:r"] in rows
+    assert ["each", "of", "n0,", "n1,", "n2,", "n3,", "n4,", "n5,", "other:"] in rows
+
+
+def test_what_an_encoding_lacks_is_an_escape():
+    code = """
+import sys
+from edge_attention import failing
+def call():
+    print("fix \u2192 \u00e9")
+sys.exit(failing.run(call, "edge-attention", [], traceback=True))
+"""
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, timeout=120)
+    assert (done.returncode, done.stdout) == (0, b"fix \\u2192 \\xe9\n")
 
 
 @pytest.mark.parametrize("command", [("nodes",), ("doctor",)])

@@ -216,6 +216,7 @@ def test_export(run, fake, tmp_path):
         (["stop"], 2, "Missing argument 'RUN'"),
         (["stop", "other"], 1, "no run 'other'"),
         (["export", "job"], 2, "give --onnx FILE, --parameters FILE, or both"),
+        (["export", "job", "--onnx", "m", "--parameters", "m"], 2, "give each a file of its own"),
         (["export", "job", "--onnx", "/no/such/folder/m"], 1, "cannot be written"),
         (["none.toml"], 2, "File 'none.toml' does not exist"),
         (["none.toml", "--watch"], 2, "File 'none.toml' does not exist"),
