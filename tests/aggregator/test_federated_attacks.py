@@ -20,6 +20,8 @@ from test_federated_options import consensus
 from aggregator.engine.endings import to_the_end
 from aggregator.store.tensor_file import TensorFileWriter
 from aggregator.training.federated.export import ExportRequest, export
+from aggregator.training.federated.plan import strategy_of
+from aggregator.training.federated.samples import NodeSamples
 from aggregator.training.federated.versions import Versions
 from aggregator.training.remedies import remedy_of
 from edge_attention.core.errors import InvalidArgument
@@ -35,6 +37,7 @@ from edge_attention.core.messages.training import (
     StopSpec,
     StrategySpec,
 )
+from edge_attention.core.rounds import sampling
 
 SGD = OptimizerSpec("sgd", {"lr": 0.1})
 FOUR_OF_FIVE = SelectionSpec(quorum=0.8)
@@ -66,6 +69,24 @@ def training(box):
 
 
 # Nodes that lie
+
+
+def test_a_node_that_says_it_has_no_end_of_rows_is_refused_and_nothing_is_made_for_them(monkeypatch):
+    """To draw of them takes memory for each: of 2^31, which nobody had, 48 GiB."""
+    made = []
+    monkeypatch.setattr(sampling, "permutation", lambda count, *key: made.append(count))
+
+    async def scenario(house):
+        job = small_model.job(house, holdout=0.25)
+        for rows in (2**31, 2**62):
+            samples = NodeSamples(job, strategy_of(job), "b", rows)
+            with pytest.raises(InvalidArgument, match=r"node 'b' says .* leave the node out"):
+                samples.check()
+            assert samples.training == rows - round(0.25 * rows)
+
+    with House() as house:
+        asyncio.run(scenario(house))
+    assert not made
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages.training import FederatedJob
-from edge_attention.core.rounds.sampling import holdout_rows, steps_of, training_rows
+from edge_attention.core.rounds.sampling import held_rows, holdout_rows, steps_of, training_rows
 from edge_attention.core.strategies import Strategy
 from edge_attention.core.tensors import Int64
 
 MAX_ROWS = 1 << 24
 """Rows of all local steps of a round together: their numbers go down with the program."""
+MAX_DATASET = 1 << 26
+"""Rows of a node's dataset, of which a node only says how many there are: to draw some of them takes 24 bytes
+here for each that there is."""
+ONE_AT_A_TIME = 1 << 20
+"""Rows of a dataset from which nobody else draws meanwhile."""
 MAX_SHOWN = 8
 """Nodes that a note names."""
+
+
+_drawing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,12 @@ class NodeSamples:
         return self.steps * self.job.local.batch
 
     def check(self) -> None:
-        """Raises InvalidArgument if a round takes more than MAX_ROWS."""
+        """Raises InvalidArgument if a round takes more than MAX_ROWS, or there are more than MAX_DATASET."""
+        if self.rows > MAX_DATASET:
+            raise InvalidArgument(
+                f"node {self.node!r} says that dataset {self.job.dataset!r} has {self.rows:,} rows, and a "
+                f"run takes {MAX_DATASET:,} of a node at most: give it fewer, or leave the node out of the job"
+            )
         if self.drawn > MAX_ROWS:
             raise InvalidArgument(
                 f"{self.steps:,} local steps of {self.job.local.batch:,} rows on node {self.node!r} are more "
@@ -51,16 +66,23 @@ class NodeSamples:
     @cached_property
     def training(self) -> int:
         """Rows that are not held out."""
-        return self.rows - len(self.held_out())
+        return self.rows - held_rows(self.rows, self.job.holdout)
 
     def of_round(self, number: int) -> Int64:
         """int64 [steps, batch]."""
         job = self.job
-        return training_rows(self.rows, job.holdout, job.local.batch, self.steps, job.seed, self.node, number)
+        with self._alone():
+            return training_rows(
+                self.rows, job.holdout, job.local.batch, self.steps, job.seed, self.node, number
+            )
 
     def held_out(self) -> Int64:
         """int64 [n], never trained on."""
-        return holdout_rows(self.rows, self.job.holdout, self.job.seed, self.node)
+        with self._alone():
+            return holdout_rows(self.rows, self.job.holdout, self.job.seed, self.node)
+
+    def _alone(self) -> AbstractContextManager[object]:
+        return _drawing if self.rows > ONE_AT_A_TIME else nullcontext()
 
 
 def short_of_a_batch(samples: Iterable[NodeSamples]) -> str:

@@ -34,7 +34,7 @@ def steps_of(rows: int, holdout: float, batch: int, steps: int, epochs: float) -
     At least one. What an epoch's last step takes too much or too little, the next round makes up for.
     """
     _require(rows, holdout, batch)
-    return steps or max(1, round(epochs * (rows - _held(rows, holdout)) / batch))
+    return steps or max(1, round(epochs * (rows - held_rows(rows, holdout)) / batch))
 
 
 def holdout_rows(rows: int, holdout: float, seed: int, node: str) -> Int64:
@@ -45,7 +45,7 @@ def holdout_rows(rows: int, holdout: float, seed: int, node: str) -> Int64:
         InvalidArgument: `holdout` is not in [0, 1).
     """
     _require(rows, holdout, 1)
-    return np.sort(_split_order(rows, seed, node)[: _held(rows, holdout)])
+    return np.sort(_split_order(rows, seed, node)[: held_rows(rows, holdout)])
 
 
 def training_rows(
@@ -62,7 +62,7 @@ def training_rows(
     _require(rows, holdout, batch)
     if steps < 1 or number < 1:
         raise InvalidArgument(f"{steps} steps of round {number}; both are 1 or more")
-    held = _held(rows, holdout)
+    held = held_rows(rows, holdout)
     train = np.sort(_split_order(rows, seed, node)[held:]) if held else np.arange(rows)
     count, wanted = len(train), steps * batch
     taken = np.empty(wanted, np.int64)
@@ -80,7 +80,8 @@ def _split_order(rows: int, seed: int, node: str) -> Int64:
     return permutation(rows, seed, node, "holdout")
 
 
-def _held(rows: int, holdout: float) -> int:
+def held_rows(rows: int, holdout: float) -> int:
+    """How many of the rows `holdout_rows` are."""
     return min(round(rows * holdout), rows - 1)
 
 
