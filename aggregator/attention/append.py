@@ -15,6 +15,7 @@ import numpy as np
 from aggregator.attention.contexts import ANSWERS, Contexts, StoredContext, StoredSegment
 from aggregator.attention.datasets import view_of
 from aggregator.attention.growing import SEGMENT_LIMIT, open_segment, require_few
+from aggregator.bounds.bounds import CONTEXT_SEGMENTS
 from aggregator.bounds.turns import Turns
 from aggregator.engine.arriving import Rows, require_tokens
 from aggregator.engine.bulk import Bulk
@@ -186,8 +187,14 @@ class Appender:
             raise NotFound(f"node {request.node!r} has no dataset {request.dataset[:80]!r}; it has: {have}")
         view = view_of(request, await self._check(request.graph), member.register.datasets)
         rows = range(dataset.rows) if request.rows is None else request.rows
-        if not len(rows) or rows.stop > dataset.rows:
+        if rows.stop <= rows.start or rows.stop > dataset.rows:
             raise InvalidArgument(f"rows [{rows.start}, {rows.stop}) of a dataset of {dataset.rows} rows")
+        # Before they are placed: how many there are the node only says.
+        if (count := rows.stop - rows.start) > (most := CONTEXT_SEGMENTS * SEGMENT_LIMIT):
+            raise InvalidArgument(
+                f"bound context-segments: {count:,} rows are more segments than a context has; one append "
+                f"takes {most:,} rows at most, and fewer where there are others"
+            )
         async with context.lock:
             if (answer := await self._already(context, request.request_id)) is not None:
                 return answer

@@ -55,7 +55,8 @@ class NodeSamples:
         if self.rows > MAX_DATASET:
             raise InvalidArgument(
                 f"node {self.node!r} says that dataset {self.job.dataset!r} has {self.rows:,} rows, and a "
-                f"run takes {MAX_DATASET:,} of a node at most: give it fewer, or leave the node out of the job"
+                f"run takes {MAX_DATASET:,} of a node at most: give it fewer, or leave the node out of the "
+                "job"
             )
         if self.drawn > MAX_ROWS:
             raise InvalidArgument(

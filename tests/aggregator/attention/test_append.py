@@ -309,6 +309,21 @@ def test_without_the_release_nothing_is_stored_and_the_flag_is_named():
     run(scenario)
 
 
+@pytest.mark.parametrize("rows", [None, range(5, 2**40)])
+def test_rows_without_end_that_a_node_says_it_has_are_not_placed(rows):
+    async def scenario(house):
+        house.node("a", datasets=[DATA], releases=["attention"])
+        member = house.membership.get("a")
+        (told,) = member.register.datasets
+        much = replace(told, rows=2**64 - 1)
+        member.register = replace(member.register, datasets=(much,), memory_limit=2**63)
+        await create(house)
+        with pytest.raises(InvalidArgument, match=r"bound context-segments: .* 33,554,432 rows at most"):
+            await house.appender.append_dataset(dataset_request(house, rows=rows))
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(
     ("changed", "error", "said"),
     [
