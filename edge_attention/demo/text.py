@@ -8,7 +8,7 @@ the line feed: no node has to tell which characters it has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +25,6 @@ PROSE = 0.9  # share of letters, spaces, commas and full stops from which on a p
 SHORTEST = 40  # characters; what is shorter is mostly a heading
 _PLAIN = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "…": "."})
 _NUMBERS = {character: number for number, character in enumerate(ALPHABET)}
-
-NextCharacter = Callable[[Int64], Array]
-"""Tokens int64 [1, length] to logits float32 [1, length, VOCABULARY]."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,12 +26,8 @@ class RowLines:
     rows: Array
     lines: Array
 
-    @classmethod
-    def from_line(cls, first: int) -> RowLines:
-        """A row a line."""
-        return cls(np.zeros(1, np.int64), np.array([first], np.int64))
-
     def of(self, row: int) -> int:
+        """The line of `row`, counted from 0."""
         run = int(np.searchsorted(self.rows, self.rows.dtype.type(row), side="right")) - 1
         return int(self.lines[run]) + row - int(self.rows[run])
 

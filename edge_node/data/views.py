@@ -138,7 +138,6 @@ class View:
         else:
             part = parts[0]
             self._shape = (part.width,) if part.read.one_hot else part.held.values.shape[1:]
-        self._side_by_side = tensor.side_by_side
         self.row_bytes = int(np.prod(self._shape)) * self._dtype.itemsize
         self._keep = keep
         self.unsure = not tensor.presence and any(

@@ -503,10 +503,6 @@ class PassOfSamples:
         return tuple(sorted(self._runs))
 
     @property
-    def mean_loss(self) -> float:
-        return self._loss / self._count if self._count else 0.0
-
-    @property
     def count(self) -> float:
         """What its pieces count in a mean: by their labels, or one each."""
         return self._count

@@ -219,4 +219,4 @@ def test_labels_of_a_piece_count_what_they_can(count):
     assert done.count == 0
     told.results["loss/weight"] = np.float32(4.0)
     done.add(told)
-    assert (done.count, done.mean_loss) == (4.0, 0.5)
+    assert (done.count, done.loss) == (4.0, 2.0)
