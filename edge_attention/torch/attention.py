@@ -130,6 +130,11 @@ class FleetAttention(nn.Module):  # type: ignore[misc, unused-ignore]
                 f"dropout_p is {dropout_p:g}: attention weights stay on the boxes that computed them, exact; "
                 "leave it at 0, and drop elements of what comes back"
             )
+        for name, given in (("query", query), ("key", key), ("value", value)):
+            if isinstance(given, np.ndarray):
+                raise InvalidTensor(
+                    f"{name} is an array of NumPy; give a tensor, as torch.from_numpy({name})"
+                )
         causal = self.is_causal if is_causal is None else is_causal
         seen = _QueryView(
             bool(causal),

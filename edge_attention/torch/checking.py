@@ -15,12 +15,23 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from edge_attention.core.errors import InvalidGraph
+from edge_attention.core.errors import InvalidArgument, InvalidGraph
 from edge_attention.graphs.models.floats import to_float32
 from edge_attention.graphs.onnx_file import first_line
 from edge_attention.torch.trying import tensors_of
 
-__all__ = ["answer", "differs"]
+__all__ = ["answer", "differs", "require_module"]
+
+
+def require_module(module: Any) -> None:
+    """Raises InvalidArgument where it is no module, as where it is the class of one."""
+    if isinstance(module, nn.Module):
+        return
+    if isinstance(module, type):
+        raise InvalidArgument(
+            f"module is the class {module.__name__}; give one of it, as {module.__name__}()"
+        )
+    raise InvalidArgument(f"module is {type(module).__name__}; it must be a torch.nn.Module")
 
 
 def answer(

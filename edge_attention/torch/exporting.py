@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -27,7 +28,7 @@ from edge_attention.graphs.models.module_note import ModuleNote, write_note
 from edge_attention.graphs.onnx_builder import IR_VERSION
 from edge_attention.graphs.onnx_file import all_nodes, first_line, keep, strip
 from edge_attention.torch.bags import plain_bags
-from edge_attention.torch.checking import answer, differs
+from edge_attention.torch.checking import answer, differs, require_module
 from edge_attention.torch.contents import write_file
 from edge_attention.torch.module_notes import SaidOfModule, notes_of, notes_of_training
 from edge_attention.torch.report import ExportReport, ExportWarning, some
@@ -78,8 +79,9 @@ def export(
             something else than the module. Nothing is left at `path` then.
         InvalidArgument: an argument is wrong.
     """
-    if not isinstance(module, nn.Module):
-        raise InvalidArgument(f"module is {type(module).__name__}; it must be a torch.nn.Module")
+    require_module(module)
+    if any(isinstance(leaf, np.ndarray) for leaf in pytree.tree_leaves(example)):
+        raise InvalidArgument("the example holds an array of NumPy; give tensors, as torch.from_numpy(array)")
     if not 18 <= opset <= 26:
         raise InvalidArgument(f"opset is {opset}; PyTorch writes 18 and later, ONNX Runtime reads 26 at most")
     file, name = Path(path), type(module).__name__
@@ -171,8 +173,10 @@ def _input_names(
         count = len(pytree.tree_leaves(value))
         alone = not isinstance(value, list | tuple | dict)
         names += [name] if alone and count == 1 else [f"{name}_{number}" for number in range(count)]
+    if isinstance(wanted, str):
+        raise InvalidArgument(f"inputs is {wanted!r}; give a list of names, as [{wanted!r}]")
     if wanted:
-        if isinstance(wanted, str) or len(wanted) != len(names):
+        if len(wanted) != len(names):
             raise InvalidArgument(f"inputs has {len(wanted)} names; the example has {len(names)} values")
         names = list(wanted)
     if twice := {name for name in names if names.count(name) > 1}:
@@ -212,8 +216,10 @@ def _doubled(leaf: Any, axes: Mapping[int, str]) -> Any:
 
 
 def _output_names(returned: Any, count: int, wanted: Sequence[str]) -> list[str]:
+    if isinstance(wanted, str):
+        raise InvalidArgument(f"outputs is {wanted!r}; give a list of names, as [{wanted!r}]")
     if wanted:
-        if isinstance(wanted, str) or len(wanted) != count:
+        if len(wanted) != count:
             raise InvalidArgument(f"outputs has {len(wanted)} names; the module returns {count} tensors")
         return list(wanted)
     keys = list(returned) if isinstance(returned, Mapping) else []

@@ -22,6 +22,7 @@ from edge_attention.core.tensors import Array
 from edge_attention.graphs.models.module_note import ModuleNote, module_note
 from edge_attention.graphs.onnx_file import first_line
 from edge_attention.jobs.parameters import Parameters, read_safetensors
+from edge_attention.torch.checking import require_module
 from edge_attention.torch.report import some
 
 __all__ = ["Restored", "load"]
@@ -78,8 +79,7 @@ def load(
     Raises:
         InvalidArgument: naming everything that does not fit, and why.
     """
-    if not isinstance(module, nn.Module):
-        raise InvalidArgument(f"module is {type(module).__name__}; it must be a torch.nn.Module")
+    require_module(module)
     values = _read(source, version, part)
     note = values.note or ModuleNote()
     parameters = dict(module.named_parameters(remove_duplicate=False))

@@ -204,6 +204,12 @@ WRONG = {
     "is an input or output and a parameter": (lambda: nn.Linear(4, 4), {"inputs": ["weight"]}),
     "cannot be called with the example": (lambda: nn.Linear(5, 4), {}),
     "it must be a torch.nn.Module": (lambda: torch.tanh, {}),
+    "module is the class Fixed; give one of it": (lambda: Fixed, {}),
+    r"outputs is 'logits'; give a list of names, as \['logits'\]": (
+        lambda: nn.Linear(4, 4),
+        {"outputs": "logits"},
+    ),
+    r"inputs is 'x'; give a list of names": (lambda: nn.Linear(4, 4), {"inputs": "x"}),
 }
 
 
@@ -213,6 +219,12 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(said, tmp_path):
     with pytest.raises((InvalidGraph, InvalidArgument), match=said):
         quietly(make(), torch.randn(3, 4), tmp_path / "m.onnx", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_array_is_no_tensor(tmp_path):
+    for example in (np.ones((3, 4), np.float32), {"input": np.ones((3, 4), np.float32)}):
+        with pytest.raises(InvalidArgument, match="the example holds an array of NumPy; give tensors"):
+            quietly(nn.Linear(4, 4), example, tmp_path / "m.onnx")
 
 
 @pytest.mark.parametrize("external", [False, True])

@@ -148,6 +148,8 @@ def test_what_it_does_not_do_is_said(client):
         attend(q, q[:, :1], q[:, :1])
     with pytest.raises(InvalidTensor, match="do not fit"):
         attend(q, q, q[:, :, :3])
+    with pytest.raises(InvalidTensor, match="key is an array of NumPy; give a tensor"):
+        attend(q, q.numpy(), q)
     assert np.isfinite(attend(q, q, q).numpy()).all()
 
 
