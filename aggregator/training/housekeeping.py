@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from aggregator.observe.metrics import Metrics
 from aggregator.store.disk import folder_bytes, scarce, state_bytes
 from aggregator.store.retention import EndedRun, Retention, surplus
+from aggregator.store.settled_clock import SettledClock
 from aggregator.store.state import State
 from aggregator.training.runs import Runs
 from edge_attention.core.errors import EdgeAttentionError
@@ -25,8 +26,11 @@ AT_ONCE = 100
 
 
 class Housekeeping:
-    """Looks now and then. `clock`: seconds since 1970. `let_go`: has what is kept for speed alone go, where
-    little of the disk is left."""
+    """Looks now and then.
+
+    `clock`: seconds since 1970, by default the machine's once it is settled. `let_go`: has what is kept for
+    speed alone go, where little of the disk is left.
+    """
 
     def __init__(
         self,
@@ -34,13 +38,13 @@ class Housekeeping:
         runs: Runs,
         retention: Retention,
         metrics: Metrics,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         let_go: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._state = state
         self._runs = runs
         self._retention = retention
-        self._clock = clock
+        self._clock = clock or SettledClock()
         self._let_go = let_go
         self._sizes: dict[str, tuple[int, int]] = {}
         """Run that has ended -> (its round, bytes of its files): these do not change."""
@@ -99,7 +103,8 @@ class Housekeeping:
         return found
 
     def _sweep(self) -> int:
-        seconds = self._retention.blob_seconds
+        ahead = time.time() - self._clock()  # of a clock that was set far off
+        seconds = self._retention.blob_seconds + max(ahead, 0.0)
         return self._state.drop_blobs(self._state.unused_blobs(seconds), seconds)
 
     async def _watch(self) -> None:

@@ -16,6 +16,7 @@ from aggregator.observe.metrics import Metrics
 from aggregator.store.disk import folder_bytes, room, scarce, state_bytes
 from aggregator.store.folder import no_files
 from aggregator.store.retention import Retention
+from aggregator.store.settled_clock import SettledClock
 from aggregator.training import housekeeping
 from aggregator.training.housekeeping import Housekeeping
 from edge_attention.core.errors import DiskFull
@@ -163,4 +164,26 @@ def test_what_is_kept_for_speed_alone_goes_where_little_of_the_disk_is_left(tmp_
         assert gone
 
     with House(tmp_path) as house:
+        asyncio.run(scenario(house))
+
+
+def test_a_clock_that_is_set_a_year_ahead_deletes_nothing_by_age(monkeypatch):
+    real = time.time
+
+    async def scenario(house):
+        settled = SettledClock(wall=lambda: time.time())
+        keeper = Housekeeping(house.state, house.runs, Retention(run_seconds=3600.0), Metrics(), settled)
+        run, _ = await started(house, rounds=1)
+        await ended(house, run)
+        blob = house.state.put_blob(b"nobody names it")
+        monkeypatch.setattr(time, "time", lambda: real() + 366 * 86400.0)
+        for _ in range(3):
+            await keeper.look()
+        assert house.runs.describe(run).id == run
+        assert house.state.has_blob(blob)
+        monkeypatch.setattr(time, "time", real)
+        await keeper.look()
+        assert house.runs.describe(run).id == run
+
+    with House() as house:
         asyncio.run(scenario(house))
