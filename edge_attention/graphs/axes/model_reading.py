@@ -125,6 +125,7 @@ def open_model(path: Path) -> OpenModel:
             slim, places, shapes = _Slimming(data, where, path.parent).slimmed()
     model = modern(read_older(slim, where), where)
     _require_made_once(model, where)
+    _say_sizes(model)
     # Each of them was an input while the strict reader looked at the graph.
     declared = {value.name: value for value in model.graph.input if value.name in places}
     kept = [value for value in model.graph.input if value.name not in places]
@@ -139,6 +140,17 @@ def open_model(path: Path) -> OpenModel:
         tensor.dims.extend(shapes[name])
         tensor.data_location = TensorProto.EXTERNAL
     return OpenModel(path, model, {name: place for name, place in places.items() if name in declared})
+
+
+def _say_sizes(model: ModelProto) -> None:
+    """Where a file names sizes of four-dimensional inputs by the numbers that they are ("12", as the exporter
+    of transformers does of keys and values), give them these numbers: by name they would be open."""
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        for dim in dims[1:] if len(dims) == 4 else ():
+            name = dim.dim_param
+            if name.isascii() and name.isdigit() and len(name) < 10 and int(name):
+                dim.dim_value = int(name)
 
 
 def _require_made_once(model: ModelProto, where: str) -> None:

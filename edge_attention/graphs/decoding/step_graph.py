@@ -75,7 +75,6 @@ class StepGraph:
     @classmethod
     def of(cls, opened: OpenModel) -> StepGraph:
         """Raises InvalidGraph: its functions cannot be inlined."""
-        opened = _with_sizes(opened)
         model = ModelProto()
         model.CopyFrom(opened.model)
         if model.functions:
@@ -367,20 +366,6 @@ class StepGraph:
         self.model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
         places = {name: place for name, place in self.opened.places.items() if name in read}
         return OpenModel(self.opened.path, self.model, places)
-
-
-def _with_sizes(opened: OpenModel) -> OpenModel:
-    """Where a file names sizes of pasts by the numbers that they are ("12", as the exporter of transformers
-    does), with these numbers. What comes of it is tried, so a name that was none is found out."""
-    model = ModelProto()
-    model.CopyFrom(opened.model)
-    found = False
-    for value in model.graph.input:
-        dims = value.type.tensor_type.shape.dim
-        for dim in dims[1:] if len(dims) == 4 else ():
-            if dim.dim_param.isascii() and dim.dim_param.isdigit() and len(dim.dim_param) < 10:
-                dim.dim_value, found = int(dim.dim_param), True
-    return replace(opened, model=model) if found else opened
 
 
 def _without_passing(graph: GraphProto) -> list[NodeProto]:
