@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import secrets
-import threading
-import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from edge_attention.client.sync import Client, Context
 from edge_attention.core.errors import (
@@ -30,6 +26,7 @@ from edge_attention.core.errors import (
 from edge_attention.core.messages.attention import TOKEN_BYTES, WIDTH
 from edge_attention.core.messages.fleet import NodeState
 from edge_attention.core.tensors import Float32, Int64
+from edge_attention.torch.leases import Lease, Leases, array_of
 
 __all__ = ["FleetAttention"]
 
@@ -82,7 +79,7 @@ class FleetAttention(nn.Module):  # type: ignore[misc, unused-ignore]
         self.scale = scale
         self.replicas = replicas
         self.deadline = deadline
-        self._made = _Made(client)
+        self._made = Leases(client)
 
     def extra_repr(self) -> str:
         where = "keys and values of each call" if self.context is None else f"context {self.context.name!r}"
@@ -119,6 +116,33 @@ class FleetAttention(nn.Module):  # type: ignore[misc, unused-ignore]
             Unimplemented: `attn_mask`, or dropout.
             Unavailable, DeadlineExceeded: a node that holds keys did not answer in time.
         """
+        answered = self._answered
+        if torch.compiler.is_compiling():  # what it does is calls: the graph is broken here
+            answered = torch._dynamo.disable(answered)
+        return answered(
+            query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, window, positions
+        )
+
+    def _answered(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
+        attn_mask: Any,
+        dropout_p: float,
+        is_causal: bool | None,
+        scale: float | None,
+        enable_gqa: bool,
+        window: int | None,
+        positions: Tensor | None,
+    ) -> Tensor:
+        given = {"query": query, "key": key, "value": value}
+        for name, tensor in given.items():
+            if tensor is None and name != "query":
+                continue
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise InvalidTensor(f"{name} is {kind}; give a tensor of floating-point numbers")
         if attn_mask is not None:
             raise Unimplemented(
                 "attn_mask is an array, and the keys that it masks lie on other boxes: which keys a query "
@@ -148,7 +172,26 @@ class FleetAttention(nn.Module):  # type: ignore[misc, unused-ignore]
             return self._remembered(self.context, query, seen, positions)
         if key is None or value is None:
             raise InvalidArgument("key and value are missing; give them, or make it with a context")
-        return self._spread(query, key, value, seen, positions, enable_gqa)
+        if query.dim() == key.dim() == value.dim() == 2:  # one head, without a dimension of its own
+            query, key, value = (tensor.unsqueeze(0) for tensor in (query, key, value))
+            return self._spread(query, key, value, seen, positions, enable_gqa).squeeze(0)
+        return self._spread(*_same_lead(query, key, value), seen, positions, enable_gqa)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FleetAttention:
+        """Another of the same client, as of a model whose layers are copies or are averaged."""
+        copy = FleetAttention(
+            self.client,
+            self.context,
+            nodes=self.nodes,
+            is_causal=self.is_causal,
+            window=self.window,
+            scale=self.scale,
+            replicas=self.replicas,
+            deadline=self.deadline,
+        )
+        memo[id(self)] = copy
+        copy.train(self.training)
+        return copy
 
     def close(self) -> None:
         """Forget keys and values on the fleet; a backward that is still to come fails then."""
@@ -172,10 +215,10 @@ class FleetAttention(nn.Module):  # type: ignore[misc, unused-ignore]
                 )
         heads, length, dim = query.shape[-3:]
         key_heads, tokens = key.shape[-3:-1]
-        if not all((heads, length, dim, key_heads, tokens, value.shape[-1])):
+        if not all((heads, dim, key_heads, tokens, value.shape[-1])):
             raise InvalidTensor(
                 f"query {list(query.shape)}, key {list(key.shape)} and value {list(value.shape)} have one "
-                "head, token and element at least"
+                "head, key and element at least"
             )
         if key.shape[-1] != dim or value.shape[-3:-1] != key.shape[-3:-1]:
             raise InvalidTensor(
@@ -188,7 +231,7 @@ class FleetAttention(nn.Module):  # type: ignore[misc, unused-ignore]
             )
         width = value.shape[-1]
         batch = math.prod(lead)
-        if not batch:
+        if not batch or not length:
             return query.new_zeros(*lead, heads, length, width)
         # The heads of several samples are heads of one context, as far as one has room for them.
         fit = min(
@@ -237,7 +280,7 @@ class FleetAttention(nn.Module):  # type: ignore[misc, unused-ignore]
         # The queries of all samples are queries of one attend: [heads, samples x L, E].
         rows = query.reshape(-1, *query.shape[-3:]).transpose(0, 1).flatten(1, 2)
         none = query.new_zeros(0)
-        found = _Attend.apply(rows, none, none, _Lease(context), seen, where)
+        found = _Attend.apply(rows, none, none, Lease(context), seen, where)
         split = found.reshape(spec.query_heads, -1, length, spec.value_dim).transpose(0, 1)
         return split.reshape(*lead, spec.query_heads, length, spec.value_dim)
 
@@ -264,83 +307,14 @@ class _QueryView:
         return self.causal or self.window is not None
 
 
-class _Lease:
-    """A context that a forward reads, and its backward. `end` is called when neither will any more."""
-
-    def __init__(self, context: Context, made: _Made | None = None) -> None:
-        self.context = context
-        if made is not None:
-            self._ended = weakref.finalize(self, made.ended.append, context.name)
-
-    def end(self) -> None:
-        self._ended()
-
-
-class _Made:
-    """The contexts of a module's forwards that are on the fleet.
-
-    Where a graph of autograd is collected no call may be made, on whichever thread it is: names are kept, and
-    dropped at the next call.
-    """
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._there: dict[str, Context] = {}
-        self._lock = threading.Lock()
-        self.ended: list[str] = []
-
-    def store(
-        self, key: Tensor, value: Tensor, query_heads: int, nodes: Sequence[str], replicas: int
-    ) -> _Lease:
-        """Keys and values [heads, tokens, dim] as a context of an even share a node."""
-        name = f"torch-{secrets.token_hex(8)}"
-        context = self._client.create_context(
-            name,
-            query_heads=query_heads,
-            key_heads=key.shape[0],
-            key_dim=key.shape[-1],
-            value_dim=value.shape[-1],
-            replicas=replicas,
-        )
-        with self._lock:
-            self._there[name] = context
-        lease = _Lease(context, self)
-        keys, values = (_array(tensor.transpose(0, 1)) for tensor in (key, value))
-        bounds = [len(keys) * share // len(nodes) for share in range(len(nodes) + 1)]
-        for node, start, stop in zip(nodes, bounds, bounds[1:], strict=False):
-            if stop > start:
-                pinned = node if replicas == 1 else None
-                context.append(keys[start:stop], values[start:stop], node=pinned)
-        return lease
-
-    def forget(self, all_of_them: bool = False) -> None:
-        """Drop the contexts that nothing needs any more; or all. Where one cannot be dropped, the next call
-        tries again."""
-        with self._lock:
-            names = list(self._there) if all_of_them else [self.ended.pop() for _ in range(len(self.ended))]
-            contexts = [found for name in names if (found := self._there.pop(name, None)) is not None]
-        try:
-            while contexts:
-                with suppress(NotFound):
-                    contexts[-1].drop()
-                contexts.pop()
-        finally:
-            with self._lock:
-                self._there |= {context.name: context for context in contexts}
-            self.ended += [context.name for context in contexts]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Made:
-        return _Made(self._client)
-
-
 class _Attend(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
     """query [heads, L, E], key and value [key heads, S, ...] or empty: [heads, L, Ev]."""
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, lease: _Lease, seen: _QueryView, where: Any
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, lease: Lease, seen: _QueryView, where: Any
     ) -> Tensor:
-        queries = _array(query.transpose(0, 1))
+        queries = array_of(query.transpose(0, 1))
         answer = lease.context.attend(
             queries,
             causal=seen.causal,
@@ -358,23 +332,28 @@ class _Attend(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
         # A memory may have grown since: what the answer stands on is what its gradients are of.
         stands = max((part.stop for part in answer.coverage), default=answer.tokens)
         ctx.until = answer.tokens if key.numel() else stands
-        ctx.coverage = answer.coverage
+        # Of keys of its own all have a gradient: 0 where no query sees them.
+        ctx.coverage = () if key.numel() else answer.coverage
         ctx.lease, ctx.seen, ctx.where = lease, seen, where
         ctx.save_for_backward(query, torch.tensor(answer.out), torch.tensor(answer.lse))
         ctx.kinds = [(tensor.dtype, tensor.device) for tensor in (key, value)]
         return _tensor(answer.out, query.dtype, query.device)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True: what comes back would be a constant without a word
+            raise Unimplemented(
+                "FleetAttention has no gradients of gradients: its way back is computed on other boxes; "
+                "leave create_graph out, or use scaled_dot_product_attention for this part"
+            )
         query, out, lse = ctx.saved_tensors
         seen, tokens = ctx.seen, ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         try:
             found = ctx.lease.context.gradients(
-                _array(query.transpose(0, 1)),
+                array_of(query.transpose(0, 1)),
                 out.numpy(),
                 lse.numpy(),
-                _array(dout.transpose(0, 1)),
+                array_of(dout.transpose(0, 1)),
                 causal=seen.causal,
                 window=seen.window,
                 scale=seen.scale,
@@ -399,15 +378,26 @@ class _Attend(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
         return (*grads, None, None, None)
 
 
+def _same_lead(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with one set of dimensions in front of heads and tokens, as PyTorch broadcasts them."""
+    parts = (query, key, value)
+    try:
+        lead = torch.broadcast_shapes(*(tensor.shape[:-3] for tensor in parts))
+    except RuntimeError:
+        return parts  # which is refused with the shapes
+    if any(tensor.dim() < 3 for tensor in parts):
+        return parts
+    return tuple(tensor.expand(*lead, *tensor.shape[-3:]) for tensor in parts)
+
+
 def _positions(positions: Tensor, length: int) -> Int64:
+    if not isinstance(positions, Tensor) or positions.is_floating_point() or positions.is_complex():
+        kind = positions.dtype if isinstance(positions, Tensor) else type(positions).__name__
+        raise InvalidTensor(f"positions is {kind}; give a tensor of whole numbers, one a query")
     at = np.asarray(positions.detach().cpu().numpy(), np.int64)
     if at.shape != (length,):
         raise InvalidTensor(f"positions has shape {list(at.shape)}; it must be [{length}], one a query")
     return at
-
-
-def _array(tensor: Tensor) -> Float32:
-    return np.ascontiguousarray(tensor.detach().to("cpu", torch.float32).numpy())
 
 
 def _tensor(array: Float32, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 
 import numpy as np
@@ -12,11 +13,12 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn.functional import scaled_dot_product_attention as attention  # noqa: E402
 
-from edge_attention import InvalidTensor, Unavailable, Unimplemented  # noqa: E402
+from edge_attention import InvalidArgument, InvalidTensor, Unavailable, Unimplemented  # noqa: E402
 from edge_attention.client.gradients import Gradients  # noqa: E402
 from edge_attention.client.results import Answer  # noqa: E402
 from edge_attention.torch import FleetAttention  # noqa: E402
-from edge_attention.torch.attention import _Attend, _Lease, _QueryView  # noqa: E402
+from edge_attention.torch.attention import _Attend, _QueryView  # noqa: E402
+from edge_attention.torch.leases import Lease  # noqa: E402
 
 
 def made(*shape, seed=0):
@@ -43,6 +45,10 @@ def windowed(length, tokens, window):
         ((1, 8, 600, 16), (1, 8, 1300, 16), (1, 8, 1300, 16), {}),
         ((2, 4, 5, 16), (2, 4, 1, 16), (2, 4, 1, 16), {}),
         ((2, 4, 33, 16), (2, 4, 33, 16), (2, 4, 33, 16), {"window": 5}),
+        ((5, 16), (40, 16), (40, 8), {}),
+        ((2, 3, 4, 5, 8), (1, 4, 6, 8), (3, 4, 6, 8), {}),
+        ((1, 2, 3, 8), (1, 2, 9, 8), (1, 2, 9, 8), {"is_causal": True}),
+        ((1, 2, 9, 8), (1, 2, 3, 8), (1, 2, 3, 8), {"is_causal": True}),
     ],
 )
 def test_forward_and_gradients_are_pytorch_s(client, query, key, value, options):
@@ -151,6 +157,12 @@ def test_what_it_does_not_do_is_said(client):
     with pytest.raises(InvalidTensor, match="key is an array of NumPy; give a tensor"):
         attend(q, q.numpy(), q)
     assert np.isfinite(attend(q, q, q).numpy()).all()
+    for wrong in ((q.long(), q, q), (q, q.bool(), q), (q.tolist(), q, q), (q, q, None)):
+        with pytest.raises((InvalidTensor, InvalidArgument)):
+            attend(*wrong)
+    for wrong in (torch.arange(6.0), list(range(6)), torch.arange(5)):
+        with pytest.raises(InvalidTensor, match="positions"):
+            attend(q, q, q, is_causal=True, positions=wrong)
 
 
 class Recalled:
@@ -196,13 +208,39 @@ def test_gradients_over_a_memory_are_of_what_the_answer_stood_on(client):
     context = Recalled()
     q = made(4, 3, 4)
     seen = _QueryView(False, None, None, 60.0)
-    _Attend.apply(q, q.new_zeros(0), q.new_zeros(0), _Lease(context), seen, False).sum().backward()
+    _Attend.apply(q, q.new_zeros(0), q.new_zeros(0), Lease(context), seen, False).sum().backward()
     assert context.until == 10
+
+
+def test_gradients_of_gradients_are_refused_and_not_left_out(client):
+    """As of a penalty on a gradient, which would have none without a word."""
+    q = made(1, 2, 6, 4)
+    out = FleetAttention(client)(q, q, q)
+    with pytest.raises(Unimplemented, match="no gradients of gradients"):
+        torch.autograd.grad(out.sum(), q, create_graph=True)
+
+
+def test_layers_are_copied_as_pytorch_copies_them(client):
+    attend = FleetAttention(client, is_causal=True, scale=0.5).eval()
+    copied = nn.ModuleList([copy.deepcopy(nn.Sequential(attend))])[0][0]
+    q = made(1, 2, 6, 4)
+    assert copied is not attend
+    assert not copied.training
+    close(copied(q, q, q), attention(q, q, q, is_causal=True, scale=0.5))
+
+
+def test_a_compiled_model_leaves_it_as_it_is(client):
+    attend, twice = FleetAttention(client), nn.Linear(4, 4)
+    compiled = torch.compile(lambda x: attend(twice(x), x, x) + 1, backend="eager")
+    q = made(1, 2, 6, 4)
+    close(compiled(q), attention(twice(q), q, q) + 1)
 
 
 def test_no_rows_are_none_and_no_heads_are_refused(client):
     q = torch.randn(0, 2, 6, 4)
     assert FleetAttention(client)(q, q, q).shape == q.shape
+    key = torch.randn(1, 2, 6, 4)
+    assert FleetAttention(client)(torch.randn(1, 2, 0, 4), key, key[..., :3]).shape == (1, 2, 0, 3)
     none = torch.randn(1, 0, 6, 4)
-    with pytest.raises(InvalidTensor, match="one head, token and element at least"):
+    with pytest.raises(InvalidTensor, match="one head, key and element at least"):
         FleetAttention(client)(none, none, none)
