@@ -26,7 +26,7 @@ from edge_attention.core.errors import (
 from edge_attention.core.messages.attention import TOKEN_BYTES, WIDTH
 from edge_attention.core.messages.fleet import NodeState
 from edge_attention.core.tensors import Float32, Int64
-from edge_attention.torch.leases import Lease, Leases, array_of
+from edge_attention.torch.held_keys import ContextsMade, KeysLease, array_of
 
 __all__ = ["FleetAttention"]
 
@@ -79,7 +79,7 @@ class FleetAttention(nn.Module):  # type: ignore[misc, unused-ignore]
         self.scale = scale
         self.replicas = replicas
         self.deadline = deadline
-        self._made = Leases(client)
+        self._made = ContextsMade(client)
 
     def extra_repr(self) -> str:
         where = "keys and values of each call" if self.context is None else f"context {self.context.name!r}"
@@ -280,7 +280,7 @@ class FleetAttention(nn.Module):  # type: ignore[misc, unused-ignore]
         # The queries of all samples are queries of one attend: [heads, samples x L, E].
         rows = query.reshape(-1, *query.shape[-3:]).transpose(0, 1).flatten(1, 2)
         none = query.new_zeros(0)
-        found = _Attend.apply(rows, none, none, Lease(context), seen, where)
+        found = _Attend.apply(rows, none, none, KeysLease(context), seen, where)
         split = found.reshape(spec.query_heads, -1, length, spec.value_dim).transpose(0, 1)
         return split.reshape(*lead, spec.query_heads, length, spec.value_dim)
 
@@ -312,7 +312,7 @@ class _Attend(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, lease: Lease, seen: _QueryView, where: Any
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, lease: KeysLease, seen: _QueryView, where: Any
     ) -> Tensor:
         queries = array_of(query.transpose(0, 1))
         answer = lease.context.attend(

@@ -18,7 +18,7 @@ from edge_attention.client.gradients import Gradients  # noqa: E402
 from edge_attention.client.results import Answer  # noqa: E402
 from edge_attention.torch import FleetAttention  # noqa: E402
 from edge_attention.torch.attention import _Attend, _QueryView  # noqa: E402
-from edge_attention.torch.leases import Lease  # noqa: E402
+from edge_attention.torch.held_keys import KeysLease  # noqa: E402
 
 
 def made(*shape, seed=0):
@@ -208,7 +208,7 @@ def test_gradients_over_a_memory_are_of_what_the_answer_stood_on(client):
     context = Recalled()
     q = made(4, 3, 4)
     seen = _QueryView(False, None, None, 60.0)
-    _Attend.apply(q, q.new_zeros(0), q.new_zeros(0), Lease(context), seen, False).sum().backward()
+    _Attend.apply(q, q.new_zeros(0), q.new_zeros(0), KeysLease(context), seen, False).sum().backward()
     assert context.until == 10
 
 

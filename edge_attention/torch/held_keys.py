@@ -16,13 +16,13 @@ from edge_attention.client.sync import Client, Context
 from edge_attention.core.errors import NotFound
 from edge_attention.core.tensors import Float32
 
-__all__ = ["Lease", "Leases", "array_of"]
+__all__ = ["ContextsMade", "KeysLease", "array_of"]
 
 
-class Lease:
+class KeysLease:
     """A context that a forward reads, and its backward. `end` is called when neither will any more."""
 
-    def __init__(self, context: Context, made: Leases | None = None) -> None:
+    def __init__(self, context: Context, made: ContextsMade | None = None) -> None:
         self.context = context
         if made is not None:
             self._ended = weakref.finalize(self, made.ended.append, context.name)
@@ -31,7 +31,7 @@ class Lease:
         self._ended()
 
 
-class Leases:
+class ContextsMade:
     """The contexts of a module's forwards that are on the fleet.
 
     Where a graph of autograd is collected no call may be made, on whichever thread it is: names are kept, and
@@ -46,7 +46,7 @@ class Leases:
 
     def store(
         self, key: Tensor, value: Tensor, query_heads: int, nodes: Sequence[str], replicas: int
-    ) -> Lease:
+    ) -> KeysLease:
         """Keys and values [heads, tokens, dim] as a context of an even share a node."""
         name = f"torch-{secrets.token_hex(8)}"
         context = self._client.create_context(
@@ -59,7 +59,7 @@ class Leases:
         )
         with self._lock:
             self._there[name] = context
-        lease = Lease(context, self)
+        lease = KeysLease(context, self)
         keys, values = (array_of(tensor.transpose(0, 1)) for tensor in (key, value))
         bounds = [len(keys) * share // len(nodes) for share in range(len(nodes) + 1)]
         for node, start, stop in zip(nodes, bounds, bounds[1:], strict=False):
