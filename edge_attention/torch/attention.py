@@ -140,6 +140,10 @@ class FleetAttention(nn.Module):  # type: ignore[misc, unused-ignore]
         for name, tensor in given.items():
             if tensor is None and name != "query":
                 continue
+            if isinstance(tensor, np.ndarray):
+                raise InvalidTensor(
+                    f"{name} is an array of NumPy; give a tensor, as torch.from_numpy({name})"
+                )
             if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
                 kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
                 raise InvalidTensor(f"{name} is {kind}; give a tensor of floating-point numbers")
@@ -154,11 +158,6 @@ class FleetAttention(nn.Module):  # type: ignore[misc, unused-ignore]
                 f"dropout_p is {dropout_p:g}: attention weights stay on the boxes that computed them, exact; "
                 "leave it at 0, and drop elements of what comes back"
             )
-        for name, given in (("query", query), ("key", key), ("value", value)):
-            if isinstance(given, np.ndarray):
-                raise InvalidTensor(
-                    f"{name} is an array of NumPy; give a tensor, as torch.from_numpy({name})"
-                )
         causal = self.is_causal if is_causal is None else is_causal
         seen = _QueryView(
             bool(causal),
