@@ -42,10 +42,9 @@ from aggregator.inference.decoding.decoder_session import DecodePhase, DecoderSe
 from aggregator.inference.decoding.flights import (
     Flight,
     SessionRows,
-    TokenSpan,
-    owned_before,
 )
-from aggregator.inference.decoding.session_bytes import BLOCK, TILE, SessionBytes
+from aggregator.inference.decoding.session_bytes import TILE, SessionBytes
+from aggregator.inference.decoding.session_places import SessionPlaces
 from aggregator.inference.part_of_request import PartsNodes
 from edge_attention.core.errors import (
     Cancelled,
@@ -57,7 +56,6 @@ from edge_attention.core.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from edge_attention.core.messages.fleet import NodeState
 from edge_attention.core.schedule.pieces import DecoderForm
 from edge_attention.core.tensors import Array, Float32
 from edge_attention.core.transitions import Transition, recent
@@ -104,6 +102,7 @@ class SessionScheduler:
         self.sessions: dict[int, DecoderSession] = {}
         self.transitions: deque[Transition] = recent()
         self._nodes = nodes
+        self._places = SessionPlaces(form, nodes)
         self.bytes = SessionBytes(form, room)
         self._lanes = list(range(lanes))
         self._next_lane = lanes
@@ -382,7 +381,7 @@ class SessionScheduler:
         """For a person: what a session waits for."""
         if session.phase is DecodePhase.FLIES:
             return f"it is on a trip over {', '.join(dict.fromkeys(session.place))}"
-        place, lacking = self._placed(session)
+        place, lacking = self._places.of(session, self.sessions.values())
         if place is None:
             part = lacking or 0
             return f"no node that is there holds part {part}: {self._nodes.why(part)}"
@@ -491,7 +490,7 @@ class SessionScheduler:
             for session in self._in_turn(waiting):
                 if len(group) >= min(FLIGHT_SESSIONS, self.form.rows[-1]):
                     break
-                own, lacking = self._placed(session)
+                own, lacking = self._places.of(session, self.sessions.values())
                 if own is None:
                     if lacking is not None and lacking not in sought:
                         sought.add(lacking)
@@ -499,7 +498,7 @@ class SessionScheduler:
                     continue
                 if group and (own != place or session.alone or group[0].alone):
                     continue
-                lost = self._moved(session, own)
+                lost = self._places.moved(session, own)
                 forgets = session.memory is not None and (lost or session.forgets > 0)
                 if group and forgets is not remembering:
                     continue  # a trip is of rows of memories, or of tokens
@@ -533,27 +532,6 @@ class SessionScheduler:
             before[session.owner, level, many] += several
         return [one[-1] for one in sorted(found, key=lambda one: one[:3])]  # stable: then by how long
 
-    def _placed(self, session: DecoderSession) -> tuple[tuple[str, ...] | None, int | None]:
-        """By part the node to ask; or None, and the part for which another node is to be found, if any."""
-        place: list[str] = []
-        for part, forms in enumerate(self.form.caches):
-            holders = self._nodes.holders(part)
-            ready = [n for n in holders if self._nodes.state(n) is NodeState.READY]
-            old = session.place[part] if session.place else ""
-            if old in ready:
-                place.append(old)
-                continue
-            if old and forms and self._nodes.state(old) is NodeState.SUSPECT:
-                return None, None  # it may be back with what it stores
-            if not ready:
-                suspect = any(self._nodes.state(n) is NodeState.SUSPECT for n in holders)
-                return None, None if suspect else part
-            place.append(min(ready, key=lambda n: (self._loads(n), ready.index(n))))
-        return tuple(place), None
-
-    def _loads(self, node: str) -> int:
-        return sum(node in session.place for session in self.sessions.values())
-
     def _flight(self, group: Sequence[DecoderSession], place: tuple[str, ...]) -> Flight:
         left = self.form.rows[-1]
         chunks: list[SessionRows] = []
@@ -577,7 +555,7 @@ class SessionScheduler:
             count = min(session.length - session.stored, most)
             left -= count
             start = session.stored
-            spans = self._spans(session, start, start + count) if self.form.by_tokens else ()
+            spans = self._places.spans(session, start, start + count) if self.form.by_tokens else ()
             ids = tuple(session.tokens[start : start + count])
             length = session.memory_length
             chunks.append(SessionRows(session.number, session.slot, start, ids, spans, length))
@@ -609,31 +587,12 @@ class SessionScheduler:
             and all(one.phase is DecodePhase.IDLE for one in self.sessions.values() if one is not session)
         )
 
-    def _moved(self, session: DecoderSession, place: tuple[str, ...]) -> bool:
-        """Whether some of what is stored of it is not there any more, once it is stored at `place`."""
-        return bool(session.place) and any(
-            forms
-            and (session.place[part], session.lives[part]) != (place[part], self._nodes.life(place[part]))
-            for part, forms in enumerate(self.form.caches)
-        )
-
     def _settle(self, session: DecoderSession, place: tuple[str, ...], lives: tuple[str, ...]) -> None:
         """From now on it is stored there: what another process had of it is to be stored again."""
-        if self._moved(session, place):
+        if self._places.moved(session, place):
             self._lose(session)
         if session.place != place:
             session.place = place
             self.bytes.count(session, session.number in self.sessions)
         session.lives = lives
         session.nodes.update(place)
-
-    def _spans(self, session: DecoderSession, start: int, stop: int) -> tuple[TokenSpan, ...]:
-        """Who stores what: new tokens go to the part that stored the last ones, until it has a block."""
-        spans = [span for span in session.spans if span.start < start]
-        last = spans[-1] if spans else None
-        if last is not None and last.stop - last.start < BLOCK:
-            return (*spans[:-1], replace(last, stop=stop))
-        shares = self.form.shares
-        parts = [part for part in range(len(shares)) if shares[part] > 0]
-        part = min(parts, key=lambda p: (owned_before(spans, p, start) / shares[p], p))
-        return (*spans, TokenSpan(part, start, stop))

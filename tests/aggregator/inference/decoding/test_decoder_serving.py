@@ -15,7 +15,7 @@ from cut_once import cut_once
 from decoder_runs import WholeDecoder
 from house import House, until
 
-from aggregator.inference.decoding import owed_drops, programs, scheduling, session_bytes
+from aggregator.inference.decoding import owed_drops, programs, scheduling, session_bytes, session_places
 from aggregator.inference.decoding.ahead import Beginning
 from aggregator.inference.decoding.flights import Flight, SessionRows
 from aggregator.inference.decoding.programs import cache_scope
@@ -116,7 +116,7 @@ def scenario(tmp_path, name="gpt2_cached", word="heads", **options):
 def few_rows(monkeypatch):
     """Long prompts are cut, and parts take turns in storing, within the few positions of these models."""
     monkeypatch.setattr(scheduling, "CHUNK_ROWS", 8)
-    for module in (scheduling, session_bytes):
+    for module in (session_places, session_bytes):
         monkeypatch.setattr(module, "BLOCK", 4)
 
 

@@ -15,7 +15,7 @@ from house import House, until
 from aggregator.inference.beside_encoder import write_beside
 from aggregator.inference.cutting import _with_decoder
 from aggregator.inference.decoder_files import decoder_model
-from aggregator.inference.decoding import scheduling, session_bytes
+from aggregator.inference.decoding import scheduling, session_bytes, session_places
 from aggregator.inference.decoding.programs import cache_scope
 from aggregator.inference.decoding.serving import DecoderServing
 from aggregator.inference.deployed import PlannedParts
@@ -99,7 +99,7 @@ def scenario(tmp_path, name="t5", word="heads"):
 def few_rows(monkeypatch):
     """Long memories and prompts are cut, and parts take turns in storing."""
     monkeypatch.setattr(scheduling, "CHUNK_ROWS", 8)
-    for module in (scheduling, session_bytes):
+    for module in (session_places, session_bytes):
         monkeypatch.setattr(module, "BLOCK", 4)
 
 

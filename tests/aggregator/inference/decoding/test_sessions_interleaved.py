@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from test_decoder_serving import EXPORTS, PLANS, Serving
 
 from aggregator.bounds.budget import Budgets
-from aggregator.inference.decoding import scheduling, session_bytes
+from aggregator.inference.decoding import scheduling, session_bytes, session_places
 from aggregator.inference.generation.generator import Generator
 from aggregator.inference.generation.metrics import GenerationMetrics
 from aggregator.inference.generation.request import GenerationRequest
@@ -227,6 +227,6 @@ def test_each_gives_what_a_plain_loop_gives(word, tmp_path_factory, all_asked, t
     with pytest.MonkeyPatch.context() as changed:
         # Long prompts are cut, and parts take turns in storing, within the few positions of the model.
         changed.setattr(scheduling, "CHUNK_ROWS", 8)
-        for module in (scheduling, session_bytes):
+        for module in (session_places, session_bytes):
             changed.setattr(module, "BLOCK", 4)
         asyncio.run(run())
