@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from edge_attention.core.errors import FailedPrecondition
+from edge_attention.core.errors import FailedPrecondition, InvalidArgument
 from edge_attention.trust.certificates import (
     BACKDATE,
     Key,
@@ -32,6 +32,7 @@ from edge_attention.trust.certificates import (
     load_pem,
     new_key,
     pem,
+    require_intact,
 )
 from edge_attention.trust.files import write_whole
 from edge_attention.trust.names import DOMAIN, SERVER_NAME, Role, uri
@@ -77,13 +78,19 @@ class Authority:
                         f"clients must enrol again: rm -f {begun}.sums; touch {begun}, as the user that runs "
                         "the aggregator"
                     )
-            (certificate,) = load_pem(certificate_file.read_bytes(), str(certificate_file))[:1]
-            key = load_key(key_file.read_bytes(), str(key_file))
+            certificate_data, key_data = certificate_file.read_bytes(), key_file.read_bytes()
         except OSError as error:
             raise FailedPrecondition(
                 f"the authority in {folder} cannot be used: {error.filename or folder}: {error.strerror}; "
                 "give the user that runs the aggregator access, or restore the folder from its backup"
             ) from None
+        remedy = "restore the folder from its backup"
+        try:
+            (certificate,) = load_pem(certificate_data, str(certificate_file))[:1]
+            key = load_key(key_data, str(key_file))
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{error.message}; {remedy}") from None
+        require_intact(certificate, certificate, str(certificate_file), remedy)
         if key.public_key() != certificate.public_key():
             raise FailedPrecondition(
                 f"{key_file} is not the key of {certificate_file}; restore both from one backup"

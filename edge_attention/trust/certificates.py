@@ -71,6 +71,20 @@ def load_pem(data: bytes, where: str) -> list[x509.Certificate]:
     return found
 
 
+def require_intact(certificate: x509.Certificate, issuer: x509.Certificate, where: str, remedy: str) -> None:
+    """Refuse a certificate that is not as `issuer` signed it: parts of one that changed may still be read.
+
+    Raises:
+        InvalidArgument: it is damaged; says where it is, and the `remedy`.
+    """
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (*DAMAGED, TypeError, InvalidSignature):
+        raise InvalidArgument(
+            f"{where} is damaged: its certificate is not as it was signed; {remedy}"
+        ) from None
+
+
 _PEM = re.compile(
     rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----"
     rb"(?P<rest>(?:(?!-----BEGIN ).)*?-----END (?:X509 |TRUSTED )?CERTIFICATE-----)?",

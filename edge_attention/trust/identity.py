@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from cryptography import x509
@@ -33,6 +34,7 @@ from edge_attention.trust.certificates import (
     new_key,
     peer_name,
     pem,
+    require_intact,
 )
 from edge_attention.trust.files import write_whole
 from edge_attention.trust.names import Role
@@ -83,6 +85,9 @@ class IdentityFolder:
         except OSError as error:
             raise _unusable(self.folder, error) from None
         chain = load_pem(chain_data, str(chain_file))
+        for certificate, issuer in pairwise(chain):
+            remedy = f"remove {self.folder} and enrol again with a token"
+            require_intact(certificate, issuer, str(chain_file), remedy)
         if len(chain) < 2 or key.public_key() != chain[0].public_key():
             if (self.folder / "new-key.pem").exists():
                 raise NotFound(f"an enrolment in {self.folder} was cut short: enrol again with a join token")

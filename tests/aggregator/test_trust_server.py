@@ -508,3 +508,26 @@ def test_options_that_do_not_fit_together(flags, says, tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert says in done.stderr
+
+
+def test_whichever_byte_of_the_authority_changes_it_is_named_with_what_to_do(tmp_path):
+    made = Authority.open(tmp_path)
+    for file in ("authority.pem", "authority.key"):
+        path = tmp_path / file
+        whole = path.read_bytes()
+        refused = 0
+        for at in range(0, len(whole), 7):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            try:
+                found = Authority.open(tmp_path)
+            except (InvalidArgument, FailedPrecondition) as error:
+                said = error.message
+            else:  # it is of what is between the parts that count
+                assert found.certificate == made.certificate
+                continue
+            refused += 1
+            assert str(path) in said
+            assert "restore" in said
+        assert refused > len(whole) // 7 // 2
+        path.write_bytes(whole)
+    assert Authority.open(tmp_path).certificate == made.certificate

@@ -66,6 +66,24 @@ def test_what_is_saved_is_loaded_and_the_key_is_ours_alone(tmp_path):
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
+def test_whichever_byte_of_a_certificate_changes_it_is_named_or_the_same(tmp_path):
+    made = make(tmp_path)
+    path = tmp_path / "certificate.pem"
+    whole, refused = path.read_bytes(), 0
+    for at in range(0, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        try:
+            found = IdentityFolder(tmp_path).load()
+        except InvalidArgument as error:
+            said = error.message
+        else:
+            assert found.certificate == made.certificate
+            continue
+        refused += 1
+        assert str(path) in said
+    assert refused > len(whole) // 7 // 2
+
+
 def test_a_folder_that_is_damaged_is_one_sentence(tmp_path):
     make(tmp_path)
     (tmp_path / "key.pem").write_bytes(b"x")
