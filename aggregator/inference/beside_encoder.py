@@ -6,12 +6,14 @@ it; a session of the deployment begins with what the encoder made of an input (a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from aggregator.inference.decoder_files import JOINED, decoder_model
 from aggregator.inference.placement import even_layers
 from edge_attention.core.errors import FailedPrecondition
+from edge_attention.core.messages.inference import ANY_RANK, ModelTensor
 from edge_attention.core.schedule.pieces import DecoderForm
 from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
 from edge_attention.core.schedule.schedule import Schedule
@@ -21,7 +23,10 @@ from edge_attention.graphs.decoding.cutting import layers_of, write_steps
 from edge_attention.graphs.decoding.joining import joined_decoder
 from edge_attention.graphs.decoding.rewriting import SteppedModel, as_steps
 
-__all__ = ["write_beside"]
+__all__ = ["require_of_one_model", "write_beside"]
+
+STATES = "float32", "float16"
+"""Types of what an encoder makes, as `decoding/encoder_inputs.py` takes it."""
 
 
 def write_beside(files: list[Path], plan: CutPlan, folder: Path) -> tuple[DecoderForm, OpenModel, Schedule]:
@@ -35,6 +40,25 @@ def write_beside(files: list[Path], plan: CutPlan, folder: Path) -> tuple[Decode
     path = decoder_model(files[0], folder)
     schedule = CutFolder(path, folder / str(form.rows[0])).schedule()
     return form, stepped.model, schedule
+
+
+def require_of_one_model(form: DecoderForm, outputs: Sequence[ModelTensor]) -> None:
+    """Raises FailedPrecondition where the decoder takes nothing of the `outputs` of the encoder."""
+    if not form.states:
+        raise FailedPrecondition(
+            "the decoder takes nothing that an encoder makes: deploy its file alone, as MODEL"
+        )
+    of_type = [one.shape for one in outputs if one.data_type.value in STATES]
+    widths = [shape[-1] for shape in of_type if len(shape) == 3 or shape == (ANY_RANK,)]
+    if not widths:
+        raise FailedPrecondition(
+            f"the encoder gives no output {' or '.join(STATES)} [batch, tokens, width], as its decoder takes"
+        )
+    if widths[0].isdigit() and int(widths[0]) != form.states_width:
+        raise FailedPrecondition(
+            f"what the encoder makes has the width {widths[0]}, and the decoder takes {form.states_width}: "
+            "they are not of one model"
+        )
 
 
 def _plan_beside(plan: CutPlan, stepped: SteppedModel) -> CutPlan:

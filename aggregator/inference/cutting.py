@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from onnx import helper
 
-from aggregator.inference.beside_encoder import write_beside
+from aggregator.inference.beside_encoder import require_of_one_model, write_beside
 from aggregator.inference.cut_request import CutRequest
 from aggregator.inference.decoder_files import decoder_files
 from aggregator.inference.deployed import PlannedParts
@@ -236,6 +236,7 @@ def _with_decoder(planned: PlannedParts, files: list[Path], folder: Path) -> Pla
             "for exact: give a plan of the whole encoder, layers or replicate"
         )
     form, model, schedule = write_beside(files, loads_plan(planned.plan), folder)
+    require_of_one_model(form, planned.outputs)
     more = _node_bytes(schedule, {p: planned.holders[p] for p in range(len(form.caches))}, model)
     parts = tuple(
         replace(one, bytes=one.bytes + _sizes(schedule.weights_of(one.part), model))

@@ -18,7 +18,8 @@ from aggregator.inference.delivery import NodeDeliveries, StoredPiece
 from aggregator.inference.known_graphs import LoadedSessions
 from aggregator.store.deployments import DeploymentFolder, DeploymentFolders
 from aggregator.store.state import State
-from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.errors import FailedPrecondition, InvalidArgument
+from edge_attention.core.messages.inference import DECODER_FILES
 
 EXPORTS = Path(__file__).parents[2] / "graphs/axes/exports"
 NODES = tuple(NodeTold(name, 1 << 30, 0, 1) for name in "ab")
@@ -255,3 +256,25 @@ def test_a_tokenizer_beside_what_has_no_sessions_is_told_of(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     (note,) = (note for note in cut_as_asked(request).notes if "tokenizer" in note)
     assert note.startswith("no sessions, so its tokenizer is not used: ")
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "why"),
+    [
+        ("t5_encoder", "transformers_llama", "takes nothing that an encoder makes: deploy its file alone"),
+        ("transformers_llama", "t5_decoder_merged", "the width 40, and the decoder takes 24"),
+        ("t5_encoder", "t5_decoder_merged", ""),
+    ],
+)
+def test_a_decoder_that_is_not_of_the_encoder_is_refused(tmp_path, encoder, decoder, why):
+    folder = Path(__file__).parents[2] / "graphs/decoding/exports"
+    model = tmp_path / "model.onnx"
+    model.write_bytes((folder / f"{encoder}.onnx").read_bytes())
+    (tmp_path / DECODER_FILES[0]).write_bytes((folder / f"{decoder}.onnx").read_bytes())
+    (tmp_path / "cut").mkdir()
+    request = CutRequest(str(model), str(tmp_path / "cut"), "replicate", nodes=NODES)
+    if why:
+        with pytest.raises(FailedPrecondition, match=why):
+            cut_as_asked(request)
+    else:
+        assert any("an encoder" in note for note in cut_as_asked(request).notes)
