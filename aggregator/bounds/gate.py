@@ -1,4 +1,4 @@
-"""Has calls wait for their turn: the asyncio shell around `admission.py`."""
+"""Makes calls wait for their turn: the asyncio shell around `admission.py`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ from edge_attention.core.transitions import told
 log = logging.getLogger(__name__)
 
 TOLD_SECONDS = 60.0
-"""How a gate came to refuse a call is in the log no more often."""
+"""What led a gate to refuse a call is logged once in so many seconds, at most."""
 
 
 class Turn:
-    """A call whose turn it is. `waited`: seconds it had to. Set `congested` before it ends, if it was."""
+    """A call whose turn it is.
+
+    Attributes:
+        waited: seconds it waited for its turn.
+        congested: to be set by the call, before it ends, where it found what it works with congested.
+    """
 
     def __init__(self, waited: float) -> None:
         self.waited = waited
@@ -79,7 +84,7 @@ class Gate:
             seconds: within which the block is to have ended.
 
         Raises, as it is entered:
-            Overloaded: that cannot be; nothing was done.
+            Overloaded: its time would be over before it was answered; nothing was done.
         """
         return _Entry(self, caller, size, seconds)
 

@@ -54,9 +54,9 @@ class Recipe:
         endpoints: the methods it serves, each with the role it needs and its line in the audit log.
         page: tells its part of the page.
         script: the JavaScript module that draws that part (aggregator/http/page/app.js says what it exports).
-        unneeded: of what a node that has come says it keeps, what this recipe gave it and nobody needs.
-        only_on: what of this recipe's no other node than this one has, a few words each.
-        forget: a node is forgotten: have nothing name it that others have, too.
+        unneeded: node that has registered -> names of what it keeps for this recipe and nobody needs.
+        only_on: node's name -> what of this recipe is on that node alone, a few words each.
+        forget: node's name; the node is forgotten: what other nodes hold, too, is no longer said to be on it.
         recall: reads what an earlier life left, in a thread, before anything is served.
         resume: goes on with that, once everything is served.
         close: ends what goes on; awaited before the server stops.

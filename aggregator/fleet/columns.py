@@ -37,7 +37,7 @@ __all__ = [
 ALL = "*"
 """Every column of numbers of the job's dataset that no input of the job names."""
 FLOATS = (DataType.FLOAT32, DataType.FLOAT64)
-"""What a mean is read as."""
+"""Types as which a column may be read in which a mean stands for what is missing."""
 _REFUSE = MissingValues(MissingRule.REFUSE)
 
 

@@ -274,7 +274,7 @@ class State:
             self._database.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?, '', 0, NULL)", values)
 
     def delete_run(self, id: str) -> frozenset[str]:
-        """Forgets the run, its records and versions; the digests of blobs that it named.
+        """Forgets the run, its records and versions; returns the digests of the blobs that it named.
 
         The caller removes its files, and `drop_blobs` what nothing else has a use for. `NotFound` if there is
         none.
@@ -449,11 +449,11 @@ class State:
         return self._blobs.has(digest)
 
     def drop_blob(self, digest: str) -> None:
-        """Removes the blob, unless a run that is kept has a use for it; nothing if there is none."""
+        """Removes the blob, unless a kept run names it; does nothing if there is no such blob."""
         self.drop_blobs({digest})
 
     def drop_blobs(self, digests: Collection[str], unused_seconds: float = 0.0) -> int:
-        """Removes those of the blobs that no run that is kept has a use for; the bytes they had.
+        """Removes those of the blobs `digests` that no kept run names; returns how many bytes they had.
 
         `unused_seconds`: those that were put, or asked for by `has_blob`, in so many last seconds stay:
         somebody may be about to name them.

@@ -46,7 +46,7 @@ class _Met:
     collective: Collective
     pieces: tuple[ExpectedPiece, ...]
     bare: bool = False
-    """Whether some of it is nobody's."""
+    """Whether there are places in it that no piece covers: they are 0."""
     came: set[int] = field(default_factory=set)
     left_out: set[int] = field(default_factory=set)
     early: dict[int, tuple[Array, Array | None]] = field(default_factory=dict)

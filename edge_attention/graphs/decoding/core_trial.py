@@ -28,7 +28,10 @@ _UNSEEN = 3.0
 class CoreTrial:
     """One core of one model, run on numbers.
 
-    `inputs`: of the model. A row of the batch, a new token, and as many before it as each run says.
+    Each run is of one row of a batch and one new token, behind as many tokens as the run says.
+
+    Args:
+        inputs: which inputs of the model are its ids, positions, mask and past.
     """
 
     def __init__(self, graph: StepGraph, inputs: DecoderInputs, core: AttentionCore) -> None:

@@ -86,6 +86,7 @@ class MeasuredBins:
     _bins: dict[Hashable, Bin] = field(default_factory=dict)
 
     def __len__(self) -> int:
+        """How many bins have points."""
         return len(self._bins)
 
     @property
