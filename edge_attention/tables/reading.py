@@ -47,7 +47,10 @@ def read_table(path: Path, options: TableOptions | None = None, *, private: bool
             f"file and enter its folders, as with `setfacl -m u:{os.geteuid()}:r`, and nobody else here"
         ) from None
     except OSError as error:
-        raise InvalidArgument(f"{path} cannot be read: {error.strerror or error}") from None
+        _, named, file = str(path).partition("=")
+        # As other commands take a file: with the dataset's or the node's name.
+        meant = f"; give the file alone: {file}" if named and Path(file).is_file() else ""
+        raise InvalidArgument(f"{path} cannot be read: {error.strerror or error}{meant}") from None
     except (ValueError, EOFError) as error:
         raise InvalidArgument(f"{path} cannot be read: {error}") from None
     _check(table, path, private)

@@ -61,7 +61,8 @@ def parse_token(text: str, kind: TokenKind | None = None) -> Token:
     token = Token(_KINDS[match[1]], match[2], match[3], match[4])
     if kind is not None and token.kind != kind:
         wanted = {
-            "join": "a join token (eaj_...) is needed; make one: edge-aggregator token create --role node",
+            "join": "a join token (eaj_...) is needed; make one: edge-aggregator token create for a node, "
+            "edge-aggregator token create --role user --join for a client",
             "access": "an access token (eat_...) is needed; a join token is for edge-node --join-token and "
             "edge-attention enrol",
         }

@@ -456,6 +456,10 @@ WRONG = {
         "edge-attention: fed.toml: a scenario has no 'dataset'",
     ),
     "simulate fed.toml --data rows.csv --split column": (1, "need a column: --by COLUMN"),
+    "simulate fed.toml --data d=rows.csv": (
+        1,
+        "d=rows.csv cannot be read: No such file or directory; give the file alone: rows.csv",
+    ),
     "help": (2, "No such command 'help'; --help lists them."),
 }
 FEDERATED = """
