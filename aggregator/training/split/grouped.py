@@ -15,7 +15,8 @@ from aggregator.store.tensor_file import TensorFile
 from aggregator.training.divergence import NotANumber
 from aggregator.training.split.groups import together
 from aggregator.training.split.local_steps import LocalSteps
-from aggregator.training.split.passes import MadeRound, PartsVersion, SplitPasses, round_record
+from aggregator.training.split.pass_results import MadeRound, round_record
+from aggregator.training.split.passes import PartsVersion, SplitPasses
 from aggregator.training.split.plan import CUT, SplitPlan
 from aggregator.training.split.samples import SampleTurns
 from aggregator.training.split.versions import SplitVersion, SplitVersions

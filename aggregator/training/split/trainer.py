@@ -22,14 +22,8 @@ from aggregator.training.records import RecordFile, every_record, mark_best, rec
 from aggregator.training.services import Services
 from aggregator.training.split.grouped import GroupRounds
 from aggregator.training.split.groups import deployment_of, group_jobs, together
-from aggregator.training.split.passes import (
-    MadeRound,
-    PartsVersion,
-    PassOfSamples,
-    SplitPasses,
-    evaluated,
-    round_record,
-)
+from aggregator.training.split.pass_results import MadeRound, PassOfSamples, evaluated, round_record
+from aggregator.training.split.passes import PartsVersion, SplitPasses
 from aggregator.training.split.plan import CUT, EVALUATE, SplitPlan, cut_folder
 from aggregator.training.split.releases import WholeRelease
 from aggregator.training.split.samples import SampleTurns

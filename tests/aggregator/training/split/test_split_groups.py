@@ -20,7 +20,7 @@ from aggregator.training.split.checks import check, require_alike
 from aggregator.training.split.grouped import GroupRounds
 from aggregator.training.split.groups import deployment_of, group_jobs, together
 from aggregator.training.split.local_steps import LocalSteps
-from aggregator.training.split.passes import PassOfSamples
+from aggregator.training.split.pass_results import PassOfSamples
 from aggregator.training.split.trainer import SplitTrainer
 from aggregator.training.split.versions import optimizer_at
 from edge_attention.core.errors import InvalidArgument, InvalidTensor, Unavailable
