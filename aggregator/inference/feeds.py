@@ -90,7 +90,7 @@ class Feeds:
         """
         for name, one in self._inputs.items():
             if name not in self._arrays:
-                raise InvalidTensor(f"input {name!r} ({said(one)}) lacks; send it")
+                raise InvalidTensor(f"input {name!r} ({said(one)}) is missing; send it")
             array, filled = self._arrays[name], self._filled[name]
             if filled != array.nbytes:
                 raise InvalidTensor(f"input {name!r}: {filled:,} of {array.nbytes:,} bytes came")

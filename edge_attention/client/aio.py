@@ -95,6 +95,9 @@ class AsyncClient:
             identity=identity,
         )
 
+    def __repr__(self) -> str:
+        return f"<AsyncClient of {self.address}>"
+
     @property
     def address(self) -> str:
         return self.connection.address
@@ -156,13 +159,14 @@ class AsyncClient:
         query_heads: int,
         key_heads: int,
         key_dim: int,
-        value_dim: int,
+        value_dim: int | None = None,
         replicas: int = 1,
         exist_ok: bool = False,
     ) -> AsyncContext:
         """A new, empty context. Query head h uses key head h // (query_heads // key_heads).
 
         Args:
+            value_dim: None: as key_dim.
             exist_ok: where there is one of that name, of the same sizes, that one, with what it holds.
 
         Raises:
@@ -173,7 +177,7 @@ class AsyncClient:
             "query_heads": query_heads,
             "key_heads": key_heads,
             "key_dim": key_dim,
-            "value_dim": value_dim,
+            "value_dim": key_dim if value_dim is None else value_dim,
             "replicas": replicas,
         }
         whole = {

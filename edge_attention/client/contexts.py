@@ -89,11 +89,11 @@ class AsyncContext:
         return self.info.segments
 
     def __repr__(self) -> str:
-        spec = self.spec
+        spec, count = self.spec, len(self.segments)
         return (
-            f"<{type(self).__name__} {self.name!r}: {self.tokens:,} tokens in {len(self.segments):,} "
-            f"segments, {spec.query_heads} query heads on {spec.key_heads} of {spec.key_dim} and "
-            f"{spec.value_dim}, at {self._connection.address}>"
+            f"<{type(self).__name__} {self.name!r}: {self.tokens:,} tokens in {count:,} "
+            f"segment{'' if count == 1 else 's'}, {spec.query_heads} query heads on {spec.key_heads} of "
+            f"{spec.key_dim} and {spec.value_dim}, at {self._connection.address}>"
         )
 
     async def append(
@@ -573,6 +573,11 @@ def _float32(array: Any, what: str, shape: Sequence[int | str]) -> Float32:
     if found.ndim == len(shape) - 1 and found.shape == tuple(shape[1:]):
         raise InvalidTensor(
             f"{what} has shape {list(found.shape)}, as one of {shape[0]}; give {what}[None], a list of one"
+        )
+    if found.ndim == 3 and found.shape[1] != shape[1] == found.shape[0] and found.shape[2] == shape[2]:
+        raise InvalidTensor(
+            f"{what} has shape {list(found.shape)}; it must be [{', '.join(map(str, shape))}]. Heads before "
+            f'{shape[0]} are PyTorch\'s order: layout="torch" takes it'
         )
     require(found, what, shape=shape)
     return found

@@ -164,7 +164,7 @@ class Client:
         query_heads: int,
         key_heads: int,
         key_dim: int,
-        value_dim: int,
+        value_dim: int | None = None,
         replicas: int = 1,
         exist_ok: bool = False,
     ) -> Context:

@@ -167,12 +167,29 @@ def test_long_appends_are_cut_and_nothing_is_lost(client, fake, monkeypatch):
 
 
 def test_a_context_knows_of_its_own_appends(client):
-    context = client.create_context("c", query_heads=4, key_heads=2, key_dim=8, value_dim=8)
+    context = client.create_context("c", query_heads=4, key_heads=2, key_dim=8)
+    assert context.spec.value_dim == 8
     tokens = np.ones((10, 2, 8), np.float32)
     for appends in (1, 2):
         context.append(tokens, tokens)
         assert (context.tokens, len(context.segments)) == (10 * appends, appends)
-        assert f"{10 * appends} tokens in {appends} segments" in repr(context)
+        assert f"{10 * appends} tokens in {appends} segment" in repr(context)
+
+
+def test_an_async_client_says_whose_it_is(address):
+    assert repr(AsyncClient(address)) == f"<AsyncClient of {address}>"
+
+
+def test_heads_before_tokens_are_told_of_the_layout(client):
+    context = client.create_context("c", query_heads=4, key_heads=2, key_dim=8)
+    keys = np.ones((2, 10, 8), np.float32)
+    with pytest.raises(
+        InvalidTensor, match=r'must be \[tokens, 2, 8\]\. Heads before tokens .* layout="torch"'
+    ):
+        context.append(keys, keys)
+    assert context.append(keys, keys, layout="torch").tokens == 10
+    with pytest.raises(InvalidTensor, match=r'Heads before queries are PyTorch\'s order: layout="torch"'):
+        context.attend(np.ones((4, 3, 8), np.float32))
 
 
 def test_a_failed_append_says_what_was_stored(client, fake, monkeypatch):

@@ -105,7 +105,7 @@ def refused(model):
     """What is asked wrongly is refused with what is wrong."""
     with pytest.raises(InvalidTensor, match="no such input; its inputs: input_ids"):
         model.infer({"ids": np.zeros((1, 24), np.int64)})
-    with pytest.raises(InvalidTensor, match=r"'attention_mask' .* lacks"):
+    with pytest.raises(InvalidTensor, match=r"'attention_mask' .* is missing"):
         model.infer({"input_ids": np.zeros((1, 24), np.int64)})
     with pytest.raises(InvalidTensor, match="'sequence' is 24 in input 'input_ids' and 23"):
         model.infer({"input_ids": np.zeros((1, 24), int), "attention_mask": np.ones((1, 23), int)})

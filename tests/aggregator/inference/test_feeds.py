@@ -102,7 +102,7 @@ def test_what_lacks_is_named():
     taken.take(piece(np.zeros((1, 2), np.int64), data=b"x" * 9))
     with pytest.raises(InvalidTensor, match="9 of 16 bytes"):
         taken.arrays()
-    with pytest.raises(InvalidTensor, match=r"'ids' .* lacks"):
+    with pytest.raises(InvalidTensor, match=r"'ids' .* is missing"):
         feeds(IDS).arrays()
 
 
