@@ -7,6 +7,7 @@ import logging
 import math
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,8 @@ class DecoderServing:
         self._owed = OwedDrops(
             engine.trips, engine.membership, self._start, lambda slot: self.machine.freed(slot)
         )
+        self._untried: Counter[tuple[str, int]] = Counter()
+        """By node and part, how often it could not be tried."""
         self._timer: asyncio.TimerHandle | None = None
         self._ready: asyncio.Task[None] | None = None
         self._closed = False
@@ -278,20 +281,28 @@ class DecoderServing:
     async def _warm(self, node: str, part: int) -> None:
         """Have the node load the part's graphs, with its weights in them; and forget what an earlier life of
         this aggregator had it store."""
-        scope = f"{cache_scope(self._deployment, self.life)}warm.p{part}/"
-        for rows in sorted(self._cuts.keys() & WARM_ROWS):
-            spans = (TokenSpan(part, 0, 1),) if self.form.by_tokens else ()
-            chunk = SessionRows(0, 0, 0, (0,), spans, memory=1)
-            if self.form.states:
-                states = np.zeros((1, self.form.states_width), np.float32)
-                remembered = SessionRows(0, 0, 0, (), memory=1, states=states)
-                await self._warm_up(node, part, scope, Flight(0, 0, rows, (), (remembered,)))
-            await self._warm_up(node, part, scope, Flight(0, 0, rows, (), (chunk,)))
-        self._trips.post(
-            node, (Drop((scope, f"{cache_scope(self._deployment, self.life)}lane{-1 - part}/")),)
-        )
+        failed = self._untried[node, part]
+        scope = f"{cache_scope(self._deployment, self.life)}warm{failed or ''}.p{part}/"
+        lane = -1 - part - failed * len(self.form.caches)
+        try:
+            for rows in sorted(self._cuts.keys() & WARM_ROWS):
+                spans = (TokenSpan(part, 0, 1),) if self.form.by_tokens else ()
+                chunk = SessionRows(0, 0, 0, (0,), spans, memory=1)
+                if self.form.states:
+                    states = np.zeros((1, self.form.states_width), np.float32)
+                    remembered = SessionRows(0, 0, 0, (), memory=1, states=states)
+                    await self._warm_up(node, part, scope, lane, Flight(0, 0, rows, (), (remembered,)))
+                await self._warm_up(node, part, scope, lane, Flight(0, 0, rows, (), (chunk,)))
+        except EdgeAttentionError:
+            # It may have stored some of it, and drops that when it is back. Tried again it is by other names:
+            # what it drops late must not be what it stores then.
+            self._untried[node, part] += 1
+            for one in (scope, lane_of(self._deployment, self.life, lane)):
+                self._owed.owe(one, (node,))
+            raise
+        self._trips.post(node, (Drop((scope, lane_of(self._deployment, self.life, lane))),))
 
-    async def _warm_up(self, node: str, part: int, scope: str, flight: Flight) -> None:
+    async def _warm_up(self, node: str, part: int, scope: str, lane: int, flight: Flight) -> None:
         cut = self._cuts[flight.rows]
         own, ends = cut.course.parts[part], self._routes.ends
         asked = [[one] for one in map(AskedSegment, own)]
@@ -300,7 +311,7 @@ class DecoderServing:
         elif cut.ends and part in ends:
             asked.append([AskedSegment(own[-1]), AskedSegment(own[0], (ends[part], self.form.ids))])
         for number, asks in enumerate(asked):
-            call = self._programs.call(cut, asks, (scope,), -1 - part, flight.memory)
+            call = self._programs.call(cut, asks, (scope,), lane, flight.memory)
             errand = Errand(
                 shard=f"warm.part{part}.{number}",
                 holders=(node,),

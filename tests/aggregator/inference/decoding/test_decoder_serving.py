@@ -575,6 +575,38 @@ def test_a_node_that_never_drops_what_it_is_to_fills_nothing_here(tmp_path, monk
         await until(lambda: not fleet.serving._owed)
 
 
+def test_a_node_that_goes_as_it_is_tried_with_a_part_keeps_nothing_of_that(tmp_path):
+    """It is tried again by other names, so that what it drops late is nothing that it stores then."""
+
+    @scenario(tmp_path, word="tokens")
+    async def _(fleet):
+        session, _ = await fleet.generates_as_the_file(0, 5, 1)
+        gone = []
+
+        def goes(box):
+            def one(contribution):
+                if gone or not contribution.shard.startswith("warm.part2."):
+                    return contribution
+                asyncio.get_running_loop().call_soon(lambda: (box.disconnect(), gone.append(box)))
+                return None
+
+            box.tamper = one
+
+        for node in "ab":
+            goes(fleet.boxes[node])
+        tokens = list(session.tokens)
+        fleet.boxes["c"].lose()
+        call = asyncio.create_task(fleet.extend(session, [7]))
+        await until(lambda: gone)
+        assert any("/warm" in name for name in fleet.stored(gone[0].name))
+        whole = WholeDecoder(fleet.path)
+        wanted = [whole.step(token) for token in (*tokens, 7)][-1]
+        gone[0].connect()
+        found = await call
+        assert np.abs(found[0] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+        await until(lambda: not any("/warm" in name for node in "ab" for name in fleet.stored(node)))
+
+
 def test_what_nodes_are_to_drop_they_are_asked_once_at_a_time(tmp_path):
     """A second time it could be what another session has stored in that place by then."""
 
