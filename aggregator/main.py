@@ -17,6 +17,7 @@ from aggregator.trust.commands import certificate, token
 from aggregator.trust.options import check_options, life, log_grpc, operators_files, trust_options
 from edge_attention import loop
 from edge_attention.core.errors import EdgeAttentionError, FailedPrecondition
+from edge_attention.descriptors import require_threads
 from edge_attention.failing import ProgramGroup
 from edge_attention.options import ADDRESS, BYTES, name_sources, set_up
 
@@ -141,6 +142,7 @@ def main(
     except EdgeAttentionError as error:
         print(f"edge-aggregator: {error.message}", file=sys.stderr)
         sys.exit(2)
+    require_threads()
     grpc_log = log_grpc(trust)
     set_up(log_level)
     try:

@@ -150,6 +150,13 @@ def main(
     from its datasets leaves only if --allow-release says so.
     """
     set_up(log_level)
+    from edge_attention.descriptors import raise_descriptors, require_threads
+
+    try:
+        require_threads()
+    except EdgeAttentionError as error:
+        click.echo(f"edge-node: {error}", err=True)
+        sys.exit(2)
     suggested = ""
     if any(REPLICA in str(text) for text in (name, store, join.identity, *data)):
         from edge_node.replica import Replica  # which a node that is one of a kind spares
@@ -166,7 +173,6 @@ def main(
     from edge_attention.box import usable_memory
     from edge_attention.core.addresses import is_loopback
     from edge_attention.core.tensors import require_name
-    from edge_attention.descriptors import raise_descriptors
     from edge_attention.trust.dial import Dial
     from edge_node import executor, failures, link, release, runtime
     from edge_node.cell.refused_graphs import RefusedGraphs
