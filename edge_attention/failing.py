@@ -97,6 +97,9 @@ def run(call: Callable[[], Any], program: str, arguments: Sequence[str], traceba
         says.
     """
     want_json(False)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this: what is printed goes nowhere
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     out = sys.stdout
     for stream in (sys.stdout, sys.stderr):
         # In an encoding that lacks a character it is an escape, and no end of the command.
@@ -113,8 +116,9 @@ def run(call: Callable[[], Any], program: str, arguments: Sequence[str], traceba
         return end.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
-    except SystemExit:
-        if sys.stdout is not out:  # click puts another there where nobody reads the pipe
+    except SystemExit as end:
+        # Where nobody reads the pipe click puts another stdout there, and rich ends with 1.
+        if sys.stdout is not out or isinstance(end.__context__, BrokenPipeError):
             return 0
         raise
     except BrokenPipeError:

@@ -515,12 +515,24 @@ def test_ctrl_c_in_an_append_stays_ctrl_c_where_nobody_answers_any_more(run, mon
     assert "nobody answers" not in out + err
 
 
-def test_nobody_reads_what_is_printed():
+TABLE = """
+import sys
+from edge_attention import failing
+from edge_attention.cli.output import print_table
+table = lambda: print_table(("node", "state"), [("a", "ready")] * 10_000)
+sys.exit(failing.run(table, "edge-attention", [], traceback=True))
+"""
+
+
+@pytest.mark.parametrize(
+    "what", [["-m", "edge_attention.cli.entry", "--help"], ["-c", TABLE]], ids=["help", "table"]
+)
+def test_nobody_reads_what_is_printed(what):
     """A pipe whose reader has gone, and a stdout that was closed before it began: no error, and no words."""
     for closed in (False, True):
         reads, writes = os.pipe()
         os.close(reads)
-        command = [sys.executable, "-m", "edge_attention.cli.entry", "--help"]
+        command = [sys.executable, *what]
         begin = (lambda: os.close(1)) if closed else None
         done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, preexec_fn=begin, timeout=120)
         os.close(writes)
