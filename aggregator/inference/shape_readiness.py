@@ -195,6 +195,7 @@ class ShapeReadiness:
         Not before it has been asked nothing for a while, so that no request shares a processor with that.
         """
         assert deployed.planned is not None
+        self._looked_at.add(deployed.id)  # as it was made, of blobs
         sizes = {size for one in deployed.planned.inputs for size in one.shape}
         if deployed.planned.whole or all(map(str.isdigit, sizes)):
             return
