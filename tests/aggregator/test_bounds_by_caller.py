@@ -292,7 +292,7 @@ def test_an_append_comes_within_a_quarter_of_an_hour(monkeypatch):
 
 def test_the_disk_keeps_a_reserve(monkeypatch):
     monkeypatch.setattr("aggregator.store.folder.DISK_RESERVE", 1 << 60)
-    whole = SimpleNamespace(f_blocks=100, f_frsize=1000, f_bavail=6)
+    whole = SimpleNamespace(f_blocks=100, f_frsize=1000, f_bavail=6, f_files=9, f_favail=9)
     monkeypatch.setattr("aggregator.store.folder.os.statvfs", lambda folder: whole)
     monkeypatch.setattr(arriving, "IN_MEMORY", 256)
 
