@@ -117,7 +117,13 @@ class NodeLink:
         self._session = Session(name, dial.address, self._register, memory, random.random, report)
         quiet = bool(node.datasets)
         self.metrics: NodeMetrics = NodeMetrics(
-            node.store, self._session, runtime.provider, runtime.threads, runtime.cells, quiet
+            node.store,
+            self._session,
+            runtime.provider,
+            runtime.threads,
+            runtime.cells,
+            quiet,
+            node.store.folder,
         )
         # Later it would tell what tasks on private data take.
         self._free = self._hands.machine(None).memory_available if quiet else None

@@ -115,6 +115,8 @@ NODE = {
     "threads": "NAME",
     "certificate_expiry_timestamp_seconds": "(NAME - time()) / 86400 < 2 and NAME > 0",
     "store_bytes": "sum by (node, scope) (NAME)",
+    "store_disk_free_bytes": "NAME / edge_attention_node_store_disk_bytes < 0.1",
+    "store_disk_bytes": "NAME",
     "connected": "NAME == 0",
     "reconnects_total": "increase(NAME[1h]) > 3",
     "tasks_running": "max_over_time(NAME[5m])",
@@ -198,7 +200,9 @@ def tables() -> dict[str, str]:
     node = _Node()
     return {
         "aggregator": table(_aggregator(), "edge_attention_aggregator_", AGGREGATOR),
-        "node": table(NodeMetrics(node, node, "", 1, node).registry, "edge_attention_node_", NODE),
+        "node": table(
+            NodeMetrics(node, node, "", 1, node, folder=Path()).registry, "edge_attention_node_", NODE
+        ),
     }
 
 

@@ -17,7 +17,6 @@ from aggregator.bounds.callers_in_turn import CallersInTurn
 from aggregator.engine.returned import Returned
 from aggregator.engine.trip import Errand, Trips
 from aggregator.fleet.membership import Membership
-from aggregator.store.disk import room
 from aggregator.trust.acting import acting_for
 from aggregator.trust.endpoint import Endpoint
 from edge_attention import box
@@ -36,6 +35,7 @@ from edge_attention.core.messages.fleet import (
 )
 from edge_attention.core.messages.link import PROTOCOL
 from edge_attention.core.messages.program import Return
+from edge_attention.disk_room import room
 from edge_attention.wire import services
 from edge_attention.wire.methods import KEEPALIVE_SECONDS, LEAST_PING_SECONDS
 

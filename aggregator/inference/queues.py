@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Hashable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
+from typing import Any
 
 from aggregator.inference.batching.batch_queue import BatchQueue
 from aggregator.inference.batching.batcher import Batcher
@@ -37,7 +38,10 @@ class DeploymentQueues:
     """Of all deployments. `go`: has work done that nobody waits for."""
 
     def __init__(
-        self, readiness: ShapeReadiness, metrics: InferenceMetrics, go: Callable[[Awaitable[None]], None]
+        self,
+        readiness: ShapeReadiness,
+        metrics: InferenceMetrics,
+        go: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
         self._readiness = readiness
         self._metrics = metrics

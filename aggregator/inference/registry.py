@@ -10,7 +10,8 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 from aggregator.engine.recipe import Engine
 from aggregator.inference.deployed import Deployed
@@ -232,14 +233,15 @@ class DeploymentRegistry:
             if one.batcher is not None:
                 await one.batcher.close(Unavailable("the aggregator is ending"))
 
-    def go(self, work: Awaitable[None]) -> None:
+    def go(self, work: Coroutine[Any, Any, None]) -> None:
         """Have it done beside, until `close`."""
         task = asyncio.create_task(_logged(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # it may be cancelled before it has begun
 
 
-async def _logged(work: Awaitable[None]) -> None:
+async def _logged(work: Coroutine[Any, Any, None]) -> None:
     try:
         await work
     except Exception:

@@ -160,6 +160,7 @@ class RunningRequest:
         task = asyncio.create_task(self._run(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # it may be cancelled before it has begun
 
     async def _run(self, work: Coroutine[Any, Any, None]) -> None:
         """Do `work`; what goes wrong in it ends the request."""

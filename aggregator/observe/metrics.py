@@ -21,9 +21,9 @@ from aggregator.observe.maker import SECONDS as SECONDS
 from aggregator.observe.maker import Maker
 from aggregator.observe.metrics_nodes import NodesNow, name_of, shown
 from aggregator.observe.metrics_tasks import TaskMetrics
-from aggregator.store.disk import room
 from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages.fleet import NodeState
+from edge_attention.disk_room import room
 from edge_attention.wire.methods import AnyMethod
 
 PREFIX = "edge_attention_aggregator_"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aggregator.store.folder import is_full
+from aggregator.store.folder import is_full, remedy
 from aggregator.store.page_sums import PageSums
 from aggregator.trust.authority import REGISTRY
 from aggregator.trust.enrolment import Holder, admit, require_redeemable
@@ -146,7 +146,9 @@ class Registry:
                 ) from None
             raise DataLoss(f"{self._where} is damaged: {text}; restore it from a backup") from None
         except OSError as error:
-            raise FailedPrecondition(f"{self._where} cannot be used: {error.strerror}") from None
+            raise FailedPrecondition(
+                f"{self._where} cannot be used: {error.strerror}; {remedy(self._where, error)}"
+            ) from None
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

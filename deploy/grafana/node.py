@@ -154,6 +154,7 @@ MEMORY = Row(
             "--memory-limit.",
             Query(f"max by (scope) ({N}store_bytes{THIS})", "{{scope}}"),
             Query(f"max({N}memory_limit_bytes{THIS})", "limit"),
+            Query(f"max({N}store_disk_free_bytes{THIS})", "left on the disk of --store"),
             unit="bytes",
             span=12,
         ),

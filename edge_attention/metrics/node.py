@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Protocol
 
 from edge_attention.core.messages.program import Contribution
+from edge_attention.disk_room import room
 from edge_attention.metrics.batched import SECONDS, Batched
 from edge_attention.metrics.families import Family, FamilyRegistry, Gauge, counted, measured
 from edge_attention.metrics.process import Process
@@ -29,6 +31,8 @@ HIDDEN = (
 )
 """What would tell how much a task on private data takes, or how a graph ended: of a node with datasets it is
 shown on this machine only."""
+DISK_STEPS = 20
+"""Of a node with datasets what is left of the disk is told in so many steps, for the same reason."""
 
 
 class StoreFigures(Protocol):
@@ -71,6 +75,7 @@ class NodeMetrics:
     """Of the node with this store and session; `quiet`: it has private data.
 
     `cells`: None where graphs of others run in the daemon.
+    `folder`: where the store is on disk; None: it is not.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class NodeMetrics:
         threads: int,
         cells: CountedCells | None = None,
         quiet: bool = False,
+        folder: Path | None = None,
     ) -> None:
         self._quiet = quiet
         self.registry = FamilyRegistry()
@@ -90,6 +96,8 @@ class NodeMetrics:
         self._waiting: list[tuple[str, float, float]] = []
         # First: what waits is counted before the others are read.
         self.registry.register(_Now(self, store, session, cells))
+        if folder is not None:
+            self.registry.register(_StoreDisk(folder, DISK_STEPS if quiet else 0))
         self.tasks = self._counter(
             "tasks_total", "Tasks ended, by outcome: ok or the error's name.", "outcome"
         )
@@ -154,6 +162,27 @@ class NodeMetrics:
             lines = text.splitlines(keepends=True)
             text = b"".join(line for line in lines if not any(name in line for name in HIDDEN))
         return text if len(text) <= REPORT_LIMIT else b""
+
+
+class _StoreDisk:
+    """What is left of the disk of `folder`; in so many `steps` of all of it, or 0: to the byte."""
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        self._folder = folder
+        self._steps = steps
+
+    def collect(self) -> Iterator[Family]:
+        free, size = room(self._folder)
+        if self._steps and size >= self._steps:
+            step = size // self._steps
+            free = free // step * step
+        yield measured(
+            PREFIX + "store_disk_free_bytes",
+            "Bytes left on the disk of --store, fewer where it has fewer files (inodes) left; 0: it is "
+            "read-only or gone. Of a node with datasets in twentieths of the disk.",
+            free,
+        )
+        yield measured(PREFIX + "store_disk_bytes", "Bytes in all of the disk of --store.", size)
 
 
 class _Now:

@@ -98,6 +98,11 @@ class Files:
         except OSError as error:
             raise _unusable(folder, error) from None
 
+    @property
+    def folder(self) -> Path:
+        """Where they are kept."""
+        return self._folder
+
     def load(self, limit: int) -> Iterator[tuple[Manifest, MappedMemory]]:
         """What an earlier process left, mapped for growth to `limit` bytes, after it was verified.
 

@@ -9,6 +9,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,11 @@ class Store:
             self._counted(name, held)
             if file is not None:
                 self._left[name] = None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it keeps what it has on disk; None: it has nothing there."""
+        return None if self._files is None else self._files.folder
 
     @property
     def used(self) -> int:

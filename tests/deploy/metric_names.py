@@ -71,6 +71,8 @@ NODE = {
     "refused_releases_total": set(),
     "store_bytes": {"scope"},
     "memory_limit_bytes": set(),
+    "store_disk_free_bytes": set(),
+    "store_disk_bytes": set(),
     "connected": set(),
     "reconnects_total": set(),
     "provider_info": {"provider"},

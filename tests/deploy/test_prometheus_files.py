@@ -22,6 +22,7 @@ ALERTS = {
     "EdgeCertificateEnding",
     "EdgeMemoryNearLimit",
     "EdgeNoQuorum",
+    "EdgeNodeDiskFilling",
     "EdgeNodeLost",
     "EdgeNotFinite",
     "EdgeStateDiskFilling",

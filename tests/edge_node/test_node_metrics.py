@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -60,6 +62,19 @@ def test_the_rest_is_looked_up(made):
     assert value(metrics, "reconnects_total") == 4
     assert value(metrics, "tasks_running") == 0
     assert value(metrics, "store_bytes", scope="context") == 0
+
+
+@pytest.mark.parametrize(("quiet", "free"), [(False, 4096 * 137), (True, 4096 * 100)])
+def test_what_is_left_of_the_disk_of_the_store_is_told_roughly_by_who_has_datasets(
+    made, monkeypatch, quiet, free
+):
+    _, session = made
+    disk = os.statvfs_result((4096, 4096, 1000, 137, 137, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda path: disk)
+    metrics = NodeMetrics(Store(1000), session, "cpu", 3, quiet=quiet, folder=Path("/store"))
+    assert value(metrics, "store_disk_free_bytes") == free
+    assert value(metrics, "store_disk_bytes") == 4096 * 1000
+    assert value(made[0], "store_disk_bytes") is None, "a store in memory has no disk"
 
 
 def test_cells_are_counted_and_that_there_are_none_is_said(made):

@@ -13,7 +13,7 @@ from house import House, job_of, until
 from test_fusion import ended, started
 
 from aggregator.observe.metrics import Metrics
-from aggregator.store.disk import folder_bytes, room, scarce, state_bytes
+from aggregator.store.disk import folder_bytes, scarce, state_bytes
 from aggregator.store.folder import no_files
 from aggregator.store.retention import Retention
 from aggregator.store.settled_clock import SettledClock
@@ -21,6 +21,7 @@ from aggregator.training import housekeeping
 from aggregator.training.housekeeping import Housekeeping
 from edge_attention.core.errors import DiskFull
 from edge_attention.core.messages.training import RunState
+from edge_attention.disk_room import room
 
 
 def test_runs_that_have_ended_go_as_the_settings_say_and_those_that_go_on_stay(tmp_path):
