@@ -213,12 +213,13 @@ def test_rows_are_read_as_the_run_says_whatever_file_is_at_hand(predict):
     assert outputs(predict("--rows", "new.csv", "--json")) == rows
     assert outputs(predict("--rows", "new.csv", "--job", "run.toml", "--json")) == rows
     code, out, err = predict("--rows", "new.csv", "--job", "swapped.toml", "--json")
-    assert (code, out) == (1, "")
-    assert err == (
-        "edge-attention: swapped.toml is not the job that run r1 was trained by: column sex has its "
-        "categories in another order: male, female, in the run female, male. Leave it out: rows are read "
-        "as the run's own job says\n"
+    assert code == 1
+    told = (
+        "swapped.toml is not the job that run r1 was trained by: column sex has its categories in another "
+        "order: male, female, in the run female, male. Leave it out: rows are read as the run's own job says"
     )
+    assert err == f"edge-attention: {told}\n"
+    assert json.loads(out)["error"]["message"] == told
 
 
 def test_an_aggregator_that_does_not_say_how_rows_are_read(predict, fake):

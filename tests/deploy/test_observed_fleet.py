@@ -106,7 +106,7 @@ class Work:
 def watched(prometheus, tmp_path_factory):
     """Three nodes at work, and the Prometheus that watches them."""
     folder = tmp_path_factory.mktemp("observed")
-    with Schools(folder, "--metrics-port", "0", "--lease", "3", names=NODES) as schools:
+    with Schools(folder, "--metrics-port", "0", "--lease", "3", names=NODES, store=True) as schools:
         said = schools.fleet.child("aggregator").wait_for(r"metrics on (\S+:\d+)")
         work = Work(schools)
         schools.allow(work.job())
@@ -121,7 +121,8 @@ def test_every_panel_shows_something(watched):
     findings = panels.wait(watching.url, 600, {k: v for k, v in empty.items() if k not in HERE_NOT_EMPTY})
     assert not findings, "\n".join(map(str, findings))
     assert not work.failed
-    assert not watching.now("ALERTS")
+    # How full the disk is, is this machine's.
+    assert not watching.now('ALERTS{alertname!~"Edge(State|Node)DiskFilling"}')
 
 
 def test_nodes_are_found_through_the_aggregator(watched):

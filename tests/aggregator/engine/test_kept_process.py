@@ -46,7 +46,9 @@ async def left_in_the_middle(work, seconds):
             assert await process.ask(["a", {}]) == "a"
             before = process._process.pid
             asking = asyncio.create_task(process.ask([SLOW.replace("WORK", str(work)), {}]))
-            await asyncio.sleep(0.2)
+            for _ in range(20):  # the question is written, and it takes longer than that
+                await asyncio.sleep(0)
+            assert process._turns.busy
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
