@@ -60,8 +60,6 @@ class ShapeReadiness:
         self._nodes = nodes
         self._metrics = metrics
         self._cutters = Cutters()
-        self._looked_at: set[str] = set()
-        """Ids of deployments whose model's files were found to be as they came."""
 
     async def prepare(
         self,
@@ -172,12 +170,12 @@ class ShapeReadiness:
 
     async def _require_model(self, deployed: Deployed) -> None:
         """Raises DataLoss: the disk has changed the model's files. They are read once in a life."""
-        if deployed.id not in self._looked_at:
+        if not deployed.whole_file:
             request = deployed.request
             await asyncio.to_thread(
                 self._folders.require_model, deployed.folder, request.name, request.model, request.files
             )
-            self._looked_at.add(deployed.id)
+            deployed.whole_file = True
 
     async def _cut(self, deployed: Deployed, planned: PlannedParts, shapes: Shapes, target: Path) -> None:
         async with scratch.folder(self._directory) as work:
@@ -195,7 +193,7 @@ class ShapeReadiness:
         Not before it has been asked nothing for a while, so that no request shares a processor with that.
         """
         assert deployed.planned is not None
-        self._looked_at.add(deployed.id)  # as it was made, of blobs
+        deployed.whole_file = True  # as it was made, of blobs
         sizes = {size for one in deployed.planned.inputs for size in one.shape}
         if deployed.planned.whole or all(map(str.isdigit, sizes)):
             return
@@ -210,7 +208,6 @@ class ShapeReadiness:
 
     async def end(self, deployed: Deployed) -> None:
         """It is not deployed any more."""
-        self._looked_at.discard(deployed.id)
         await self._cutters.forget(deployed.id)
 
     async def close(self) -> None:

@@ -27,7 +27,6 @@ def begun(monkeypatch, tmp_path):
         waits.pop(0)()
 
     readiness._cutters = SimpleNamespace(begin=begin)
-    readiness._looked_at = set()
     monkeypatch.setattr(shape_readiness.asyncio, "sleep", sleep)
 
     def run(sizes, *during):
