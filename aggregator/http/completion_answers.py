@@ -11,10 +11,11 @@ from aiohttp import web
 
 from aggregator.http.completion_requests import param_of
 from aggregator.http.guard import NoSuchPath
+from aggregator.http.told_tokens import LogprobsText, WrittenToken, chat_logprobs, completion_logprobs
 from aggregator.inference.generation.request import GenerationUsage, PromptTooLong
 from edge_attention.core.errors import EdgeAttentionError
 
-__all__ = ["DONE", "AnswerForm", "UsageOfChoices", "error_body", "error_form", "event"]
+__all__ = ["DONE", "AnswerForm", "ChoiceAnswer", "UsageOfChoices", "error_body", "error_form", "event"]
 
 DONE = b"data: [DONE]\n\n"
 ALIVE = b": alive\n\n"
@@ -48,6 +49,15 @@ def error_form(status: int, error: EdgeAttentionError) -> web.Response:
     return web.json_response(error_body(status, error), status=status, headers=headers)
 
 
+@dataclass
+class ChoiceAnswer:
+    """A choice as it has come so far. `told`: what of its tokens, where that was asked for."""
+
+    text: str = ""
+    finish: str = ""
+    told: LogprobsText | None = None
+
+
 @dataclass(frozen=True)
 class AnswerForm:
     """One answer's form.
@@ -63,26 +73,29 @@ class AnswerForm:
     chat: bool
     usage: bool = False
 
-    def whole(self, choices: Sequence[tuple[str, str]], usage: GenerationUsage | None) -> dict[str, Any]:
-        """All of it at once: text and finish of each choice."""
-        told = []
-        for index, (text, finish) in enumerate(choices):
-            said = {"message": {"role": "assistant", "content": text, "refusal": None}}
-            text_said: dict[str, Any] = said if self.chat else {"text": text}
-            told.append({"index": index, **text_said, "logprobs": None, "finish_reason": finish or None})
+    def whole(self, choices: Sequence[ChoiceAnswer], usage: GenerationUsage | None) -> str:
+        """All of it at once, as JSON."""
+        said = []
+        for index, one in enumerate(choices):
+            message = {"message": {"role": "assistant", "content": one.text, "refusal": None}}
+            text: dict[str, Any] = message if self.chat else {"text": one.text}
+            choice = json.dumps({"index": index, **text, "finish_reason": one.finish or None})
+            told = "null" if one.told is None else str(one.told)
+            said.append(f'{choice[:-1]}, "logprobs": {told}}}')
         kind = "chat.completion" if self.chat else "text_completion"
-        return {**self._head(kind), "choices": told, "usage": _usage(usage)}
+        around = json.dumps({**self._head(kind), "usage": _usage(usage)})
+        return f'{around[:-1]}, "choices": [{", ".join(said)}]}}'
 
     def begin(self, index: int = 0) -> bytes:
         """The chunk before any text of a choice; of a completion there is none."""
         return self._chunk({"role": "assistant", "content": ""}, None, index) if self.chat else b""
 
-    def chunk(self, text: str, finish: str, index: int = 0) -> bytes:
-        """Some text of a choice, and at last why it ended."""
+    def chunk(self, text: str, finish: str, index: int = 0, told: Sequence[WrittenToken] = ()) -> bytes:
+        """Some text of a choice, tokens of which something is told, and at last why it ended."""
         if not self.chat:
-            return self._chunk(text, finish or None, index)
-        delta = {"content": text} if text else {}
-        return self._chunk(delta, finish or None, index)
+            return self._chunk(text, finish or None, index, told)
+        delta = {"content": text} if text or told else {}
+        return self._chunk(delta, finish or None, index, told)
 
     def end(self, usage: GenerationUsage | None) -> bytes:
         """What it took, if that was asked for, and the stream's end."""
@@ -94,9 +107,10 @@ class AnswerForm:
     def _kind(self) -> str:
         return "chat.completion.chunk" if self.chat else "text_completion"
 
-    def _chunk(self, delta: Any, finish: str | None, index: int) -> bytes:
+    def _chunk(self, delta: Any, finish: str | None, index: int, told: Sequence[WrittenToken] = ()) -> bytes:
         said = {"delta" if self.chat else "text": delta}
-        choice = {"index": index, **said, "logprobs": None, "finish_reason": finish}
+        logprobs = (chat_logprobs if self.chat else completion_logprobs)(told) if told else None
+        choice = {"index": index, **said, "logprobs": logprobs, "finish_reason": finish}
         usage = {"usage": None} if self.usage else {}
         return event({**self._head(self._kind), "choices": [choice], **usage})
 

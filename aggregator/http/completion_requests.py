@@ -1,7 +1,7 @@
 """What is asked in OpenAI's form, read strictly: completions and chats. Pure.
 
-What would change the answer and is not done here is refused, not passed over: log probabilities, tools,
-penalties. What only concerns OpenAI's own service is taken and means nothing.
+What would change the answer and is not done here is refused, not passed over: tools, other forms of response.
+What only concerns OpenAI's own service is taken and means nothing.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from aggregator.http.told_tokens import TOLD_VALUES
 from aggregator.inference.batching.batch_queue import PRIORITIES, PRIORITY
 from aggregator.inference.generation.request import GenerationRequest, PromptTooLong
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
+from edge_attention.core.generation.log_probabilities import MAX_LIKELIEST
+from edge_attention.core.generation.sampling import MAX_BIASES
 
 __all__ = ["ChatMessage", "CompletionAsk", "WrongParameter", "chat_of", "completion_of"]
 
@@ -26,6 +29,10 @@ COMPLETION_TOKENS = 16
 """What a completion has that does not say how many: as OpenAI's."""
 CHAT_TOKENS = 1024
 """The same of a chat, which there may be as long as the model's longest."""
+LIKELIEST = 5
+"""Other tokens of a place that a completion may ask for, as OpenAI's; a chat MAX_LIKELIEST."""
+ECHOED = 1 << 21
+"""Characters of prompts, or tokens of those that come so, that one answer may repeat."""
 ROLES = ("system", "developer", "user", "assistant", "tool")
 ASIDE = frozenset(
     {
@@ -42,11 +49,7 @@ ASIDE = frozenset(
 ONLY: Mapping[str, tuple[Any, ...]] = {
     "echo": (False,),
     "suffix": ("",),
-    "logprobs": (False,),
     "top_logprobs": (),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -62,6 +65,9 @@ SAMPLING = frozenset(
         "top_k",
         "min_p",
         "repetition_penalty",
+        "frequency_penalty",
+        "presence_penalty",
+        "logit_bias",
         "seed",
         "priority",
         "stop",
@@ -70,7 +76,17 @@ SAMPLING = frozenset(
         "n",
     }
 )
-CHECKED = "max_tokens", "temperature", "top_p", "min_p", "repetition_penalty", "stop"
+CHECKED = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "stop",
+)
 """Fields of a generation that may be out of range, each looked at alone, so that it can be named."""
 PART = frozenset({"type", "text", "cache_control"})
 """Fields of a message's part; the last is for others' caches."""
@@ -112,6 +128,11 @@ class CompletionAsk:
     def model(self) -> str:
         return self.generations[0].model
 
+    @property
+    def told(self) -> bool:
+        """Whether it is told how likely tokens were."""
+        return self.generations[0].logprobs is not None
+
     def asked(self) -> tuple[GenerationRequest, ...]:
         """What is generated: all choices of the first prompt, then those of the next.
 
@@ -130,16 +151,34 @@ def completion_of(said: Any) -> CompletionAsk:
     Raises:
         WrongParameter: names the field.
     """
-    fields = _fields(said, {"prompt", "max_tokens", "best_of"})
+    fields = _fields(said, {"prompt", "max_tokens", "best_of", "logprobs", "echo"})
     stream, usage = _stream(fields)
     tokens = _whole(fields, "max_tokens", COMPLETION_TOKENS)
     prompts = _prompts(fields.get("prompt"))
     choices = _choices(fields, len(prompts))
     if _whole(fields, "best_of", choices) != choices:
         raise WrongParameter("best_of is not served here with other values than n's", "best_of")
-    return CompletionAsk(
-        tuple(_generation(fields, prompt, tokens) for prompt in prompts), None, choices, stream, usage
+    echo = _switch(fields, "echo")
+    logprobs = None
+    if fields.get("logprobs", False) is not False:
+        logprobs = _whole(fields, "logprobs", 0)
+        if not 0 <= logprobs <= LIKELIEST:
+            raise WrongParameter(f"logprobs is {logprobs}; it is 0 to {LIKELIEST}", "logprobs")
+    ask = CompletionAsk(
+        tuple(_generation(fields, prompt, tokens, logprobs, echo) for prompt in prompts),
+        None,
+        choices,
+        stream,
+        usage,
     )
+    echoed = choices * sum(len(one.prompt) for one in ask.generations) if echo else 0
+    if echoed > ECHOED:
+        raise WrongParameter(
+            f"bound echoed: the answer would repeat {echoed:,} characters or tokens of prompts, and repeats "
+            f"{ECHOED:,} at most",
+            "echo",
+        )
+    return _told(ask)
 
 
 def chat_of(said: Any) -> CompletionAsk:
@@ -148,7 +187,7 @@ def chat_of(said: Any) -> CompletionAsk:
     Raises:
         WrongParameter: names the field.
     """
-    fields = _fields(said, {"messages", "max_tokens", "max_completion_tokens"})
+    fields = _fields(said, {"messages", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs"})
     messages = fields.get("messages")
     if not isinstance(messages, list) or not 1 <= len(messages) <= MESSAGES:
         raise WrongParameter(f"messages is a list of 1 to {MESSAGES:,} messages", "messages")
@@ -157,7 +196,32 @@ def chat_of(said: Any) -> CompletionAsk:
     tokens = _whole(fields, "max_completion_tokens", tokens)
     read = tuple(_message(number, one) for number, one in enumerate(messages))
     choices = _choices(fields, 1)
-    return CompletionAsk((_generation(fields, None, tokens),), read, choices, stream, usage)
+    told, likeliest = _switch(fields, "logprobs"), _whole(fields, "top_logprobs", 0)
+    if not 0 <= likeliest <= MAX_LIKELIEST or (likeliest and not told):
+        raise WrongParameter(
+            f"top_logprobs is {likeliest}; it is 0 to {MAX_LIKELIEST}, and goes with logprobs: true only",
+            "top_logprobs",
+        )
+    generation = _generation(fields, None, tokens, likeliest if told else None)
+    return _told(CompletionAsk((generation,), read, choices, stream, usage))
+
+
+def _told(ask: CompletionAsk) -> CompletionAsk:
+    """The same; what its prompts will have to tell that come as texts shows once they are tokens."""
+    if not ask.told:
+        return ask
+    values = ask.choices * sum(
+        (1 + (one.logprobs or 0))
+        * (one.max_tokens + (len(one.prompt) if one.echo and not isinstance(one.prompt, str) else 0))
+        for one in ask.generations
+    )
+    if values > TOLD_VALUES:
+        raise WrongParameter(
+            f"bound told-values: logprobs of as many tokens and choices are {values:,} values, and an "
+            f"answer has {TOLD_VALUES:,} at most",
+            "logprobs",
+        )
+    return ask
 
 
 def _fields(said: Any, own: set[str]) -> Mapping[str, Any]:
@@ -166,12 +230,9 @@ def _fields(said: Any, own: set[str]) -> Mapping[str, Any]:
         raise WrongParameter("the body is no JSON object", "")
     fields = {name: value for name, value in said.items() if value is not None}
     for name, value in fields.items():
-        if name in ONLY:
+        if name in ONLY and name not in own:
             good = ONLY[name]
-            # 0.0 is 0, and neither is false: `logprobs: 0` asks for some.
-            if not any(type(value) is type(one) and value == one for one in good) and not (
-                value == 0 and type(value) is float and any(type(one) is int and one == 0 for one in good)
-            ):
+            if not any(type(value) is type(one) and value == one for one in good):  # 0 is not false
                 offered = " or ".join(map(json.dumps, good)) or "null"
                 raise WrongParameter(f"{name} is not served here with other values than {offered}", name)
         elif name not in ASIDE and name not in SAMPLING and name not in own and name != "model":
@@ -198,7 +259,11 @@ def _beyond(seed: int, number: int) -> int:
 
 
 def _generation(
-    fields: Mapping[str, Any], prompt: str | tuple[int, ...] | None, max_tokens: int
+    fields: Mapping[str, Any],
+    prompt: str | tuple[int, ...] | None,
+    max_tokens: int,
+    logprobs: int | None = None,
+    echo: bool = False,
 ) -> GenerationRequest:
     """`prompt` None: there is none yet."""
     seed = fields.get("seed")
@@ -216,8 +281,13 @@ def _generation(
         seed=seed,
         stop=_stops(fields.get("stop", ())),
         priority=_priority(fields),
+        frequency_penalty=_number(fields, "frequency_penalty", 0.0),
+        presence_penalty=_number(fields, "presence_penalty", 0.0),
+        logit_bias=_biases(fields.get("logit_bias", {})),
+        logprobs=logprobs,
+        echo=echo,
     )
-    plain = GenerationRequest(made.model, "x", 1)
+    plain = GenerationRequest(made.model, "x", 1, echo=echo)
     for field in CHECKED if prompt is None else ("prompt", *CHECKED):
         try:
             replace(plain, **{field: getattr(made, field)}).check()
@@ -300,6 +370,32 @@ def _stops(value: Any) -> tuple[str, ...]:
     ):
         raise WrongParameter(f"stop is a string, or a list of at most {STOPS}", "stop")
     return tuple(_text(one, "stop") for one in stops if one)
+
+
+def _biases(value: Any) -> tuple[tuple[int, float], ...]:
+    if not isinstance(value, dict):
+        raise WrongParameter("logit_bias is an object, of token ids with a number each", "logit_bias")
+    if len(value) > MAX_BIASES:
+        raise WrongParameter(
+            f"bound logit-biases: logit_bias has {len(value):,} tokens; give it at most {MAX_BIASES}",
+            "logit_bias",
+        )
+    for token, bias in value.items():
+        if not (token.isascii() and token.isdigit() and len(token) <= 10) or type(bias) not in (int, float):
+            raise WrongParameter(
+                f"logit_bias has {_shown(token)}: {_shown(bias)}; it is a token's id with a number",
+                "logit_bias",
+            )
+    return tuple(
+        (int(token), _number({"logit_bias": bias}, "logit_bias", 0.0)) for token, bias in value.items()
+    )
+
+
+def _switch(fields: Mapping[str, Any], name: str) -> bool:
+    value = fields.get(name, False)
+    if type(value) is not bool:
+        raise WrongParameter(f"{name} is true or false, not {_shown(value)}", name)
+    return value
 
 
 def _priority(fields: Mapping[str, Any]) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -25,10 +25,18 @@ from aggregator.bounds.budget import Budgets
 from aggregator.http.bodies import read_body
 from aggregator.http.chat_prompts import PLAIN_STOP, ChatPrompts
 from aggregator.http.choices import Choices
-from aggregator.http.completion_answers import ALIVE, AnswerForm, UsageOfChoices, error_body, event
+from aggregator.http.completion_answers import (
+    ALIVE,
+    AnswerForm,
+    ChoiceAnswer,
+    UsageOfChoices,
+    error_body,
+    event,
+)
 from aggregator.http.completion_requests import CompletionAsk, chat_of, completion_of
 from aggregator.http.endpoints import HttpCall, HttpEndpoint, http_status
 from aggregator.http.json_tensors import strict_json
+from aggregator.http.told_tokens import LogprobsText, TokenWords, ToldText, WrittenToken
 from aggregator.inference.generation.generator import Generator
 from aggregator.inference.generation.request import GenerationEvent, GenerationRequest
 from aggregator.inference.generation.texts import DeploymentText
@@ -83,17 +91,21 @@ class Completions:
         ask = completion_of(await self._said(call))
         until = time.monotonic() + GENERATION_SECONDS
         with self._budgets.take(GENERATIONS, call.caller or None):
-            await self._text(ask.model)
-        return await self._answer(
-            call, ask, AnswerForm(*_new("cmpl", ask), chat=False, usage=ask.usage), until
-        )
+            deployment = self._generator.deployment(ask.model)
+            text = await self._text(ask.model)
+        if ask.told:  # in the words of this deployment
+            told = (replace(one, deployment=deployment) for one in ask.generations)
+            ask = replace(ask, generations=tuple(told))
+        form = AnswerForm(*_new("cmpl", ask), chat=False, usage=ask.usage)
+        return await self._answer(call, ask, form, text, until)
 
     async def chat(self, call: HttpCall) -> web.StreamResponse:
         ask = chat_of(await self._said(call))
         until = time.monotonic() + GENERATION_SECONDS
         with self._budgets.take(GENERATIONS, call.caller or None):  # a template takes its time, too
             deployment = self._generator.deployment(ask.model)  # another has another template
-            files = (await self._text(ask.model)).files
+            text = await self._text(ask.model)
+            files = text.files
             template, left = files.chat_template, until - time.monotonic()
             prompt = await self._prompts.of(template, files.special, ask.messages or (), left)
         (one,) = ask.generations
@@ -101,9 +113,8 @@ class Completions:
         if template is None:
             generation = replace(generation, stop=(*generation.stop, PLAIN_STOP))
         ask = replace(ask, generations=(generation,))
-        return await self._answer(
-            call, ask, AnswerForm(*_new("chatcmpl", ask), chat=True, usage=ask.usage), until
-        )
+        form = AnswerForm(*_new("chatcmpl", ask), chat=True, usage=ask.usage)
+        return await self._answer(call, ask, form, text, until)
 
     async def _text(self, model: str) -> DeploymentText:
         """Raises FailedPrecondition: it has no tokenizer, so there would be no text to answer with."""
@@ -126,7 +137,7 @@ class Completions:
             return strict_json(body, "the body is no JSON")
 
     async def _answer(
-        self, call: HttpCall, ask: CompletionAsk, form: AnswerForm, until: float
+        self, call: HttpCall, ask: CompletionAsk, form: AnswerForm, text: DeploymentText, until: float
     ) -> web.StreamResponse:
         caller = call.caller
 
@@ -134,24 +145,47 @@ class Completions:
             return self._generator.generate(request, caller, until - time.monotonic())
 
         asked = ask.asked()
-        events = Choices([partial(generated, one) for one in asked], until).events()
         usages = UsageOfChoices(ask.choices)
-        async with aclosing(events):
+        words = TokenWords(text.coder)
+        told = [ToldText(words, bool(one.stop)) for one in asked] if ask.told else None
+        made = Choices([partial(generated, one) for one in asked], until).events()
+        async with aclosing(made), aclosing(_told(made, told, until)) as events:
             if ask.stream:
                 return await _streamed(call, events, form, usages, len(asked))
-            texts, finishes = [""] * len(asked), [""] * len(asked)
+            choices = [ChoiceAnswer(told=LogprobsText(form.chat) if ask.told else None) for _ in asked]
             async for found in events:
                 if found is not None:
-                    at, one = found
-                    texts[at] += one.text
-                    finishes[at] = one.finish or finishes[at]
+                    at, one, tokens = found
+                    choices[at].text += one.text
+                    choices[at].finish = one.finish or choices[at].finish
+                    if (so_far := choices[at].told) is not None:
+                        so_far.add(tokens)
                     usages.add(at, one.usage)
-            return web.json_response(form.whole(tuple(zip(texts, finishes, strict=True)), usages.all()))
+            whole = form.whole(choices, usages.all())
+            return web.Response(text=whole, content_type="application/json")
+
+
+_Come = tuple[int, GenerationEvent, Sequence[WrittenToken]]
+"""The choice's place, what came of it, and which of its tokens can be told now."""
+
+
+async def _told(
+    events: AsyncGenerator[tuple[int, GenerationEvent] | None],
+    told: Sequence[ToldText] | None,
+    until: float,
+) -> AsyncGenerator[_Come | None]:
+    """The events with what is told of their tokens."""
+    async for found in events:
+        if found is None:
+            yield None
+        else:
+            at, one = found
+            yield at, one, () if told is None else await told[at].after(one, until)
 
 
 async def _streamed(
     call: HttpCall,
-    events: AsyncGenerator[tuple[int, GenerationEvent] | None],
+    events: AsyncGenerator[_Come | None],
     form: AnswerForm,
     usages: UsageOfChoices,
     choices: int,
@@ -163,11 +197,11 @@ async def _streamed(
         async for found in events:
             data = ALIVE
             if found is not None:
-                data, (at, one) = b"", found
-                if one.text or one.finish:
+                data, (at, one, tokens) = b"", found
+                if one.text or one.finish or tokens:
                     # All begin before any goes on, in their order: OpenAI's package counts on it.
                     data = b"" if begun else b"".join(map(form.begin, range(choices)))
-                    data += form.chunk(one.text, one.finish, at)
+                    data += form.chunk(one.text, one.finish, at, tokens)
                     begun = True
                 usages.add(at, one.usage)
             await _write(call, response, data)

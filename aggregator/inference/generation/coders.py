@@ -20,7 +20,15 @@ from typing import Any, Protocol
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.messages.inference import TEXT_FILES
 
-__all__ = ["TOKENIZER", "BytesCoder", "TextCoder", "TextFiles", "read_begins", "read_text_files"]
+__all__ = [
+    "TOKENIZER",
+    "BytesCoder",
+    "TextCoder",
+    "TextFiles",
+    "TokenText",
+    "read_begins",
+    "read_text_files",
+]
 
 TOKENIZER = "tokenizer.json"
 """Whose deployment makes text."""
@@ -31,6 +39,15 @@ CONFIG_BYTES = 4 * 1024 * 1024
 MAX_ENDS = 64
 """Tokens that end a text."""
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True)
+class TokenText:
+    """A token as it is written behind others. `data`: UTF-8, that of part of a character where it is no more.
+    `shown`: whether a text shows it; special tokens it does not."""
+
+    data: bytes
+    shown: bool = True
 
 
 class TextCoder(Protocol):
@@ -47,6 +64,9 @@ class TextCoder(Protocol):
     async def decode(self, windows: Sequence[Sequence[int]], seconds: float = math.inf) -> tuple[str, ...]:
         """The text of each; half a character is U+FFFD. Raises as `encode`."""
 
+    async def written(self, ids: Sequence[int], seconds: float = math.inf) -> tuple[TokenText, ...]:
+        """Each of the tokens by itself. Raises as `encode`."""
+
     async def token(self, text: str) -> int | None:
         """The one token that is written so, if there is one."""
 
@@ -59,6 +79,9 @@ class BytesCoder:
 
     async def decode(self, windows: Sequence[Sequence[int]], seconds: float = math.inf) -> tuple[str, ...]:
         return tuple(bytes(t for t in window if t < 256).decode("utf-8", "replace") for window in windows)
+
+    async def written(self, ids: Sequence[int], seconds: float = math.inf) -> tuple[TokenText, ...]:
+        return tuple(TokenText(bytes([one]) if one < 256 else b"") for one in ids)
 
     async def token(self, text: str) -> int | None:
         data = text.encode("utf-8", "surrogatepass")

@@ -146,6 +146,9 @@ class Generator(Generic[S]):
     async def _read_for(
         self, form: TokenForm, request: GenerationRequest, began: float, until: float
     ) -> _RunningGeneration[S]:
+        request.sampling(0).check_vocabulary(form.vocabulary)
+        if request.echo and form.states:
+            raise InvalidArgument(f"model {request.model!r} has an encoder: echo is of decoders alone")
         text = await self._texts.get(request.model, form.vocabulary)
         prompt: tuple[int, ...] = ()
         if request.prompt:
@@ -245,9 +248,14 @@ class _RunningGeneration(Generic[S]):
             self._text.ends if self._text is not None else (),
             rule,
             max(1, min(PROMPT_ROWS, LOGIT_BYTES // (4 * self._vocabulary))),
+            request.logprobs,
+            request.echo,
         )
         prompted, held = 0.0, 0
-        finish: Finish = ""
+        finish: Finish = course.finish
+        if request.echo:
+            usage = self._usage(course, prompted) if finish else None
+            yield GenerationEvent(await self._echoed(), (), finish, usage, course.told)
         asked: tuple[int, ...] = ()
         ahead: asyncio.Task[tuple[Float32, float]] | None = None
         try:
@@ -261,7 +269,10 @@ class _RunningGeneration(Generic[S]):
                 self._trips += 1
                 held += len(asked)
                 came = await self._taken(course, logits)
+                told = course.told
                 if not came and not course.finish:
+                    if told:
+                        yield GenerationEvent(told=told)
                     continue
                 if not prompted:
                     prompted = time.monotonic() - self._began
@@ -287,13 +298,26 @@ class _RunningGeneration(Generic[S]):
                 self._count += kept
                 usage = self._usage(course, prompted) if finish else None
                 if text or kept or finish:
-                    yield GenerationEvent(text, came[:kept], finish, usage)
+                    told = told[: len(told) - len(came) + kept]
+                    yield GenerationEvent(text, came[:kept], finish, usage, told)
         finally:
             if ahead is not None:
                 ahead.cancel()
                 await to_the_end(asyncio.wait([ahead]))
                 if not ahead.cancelled():
                     ahead.exception()  # nobody is to be told
+
+    async def _echoed(self) -> str:
+        """The prompt's text, as it was asked with or as its tokens are written; "" without a tokenizer."""
+        if isinstance(self._request.prompt, str):
+            return self._request.prompt
+        if self._text is None:
+            return ""
+        try:
+            (text,) = await self._text.coder.decode([self._prompt], self._until - time.monotonic())
+        except DeadlineExceeded as error:
+            raise self._late(error.message) from None
+        return text
 
     async def _trip(self, session: S, asked: Sequence[int], left: float) -> tuple[Float32, float]:
         """The logits of these tokens, and how long they took."""

@@ -8,6 +8,7 @@ from typing import Literal
 
 from aggregator.inference.batching.batch_queue import PRIORITIES, PRIORITY
 from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.generation.log_probabilities import ToldToken, check_likeliest
 from edge_attention.core.generation.sampling import Sampling
 from edge_attention.core.generation.stops import StopWords
 from edge_attention.core.tensors import Array
@@ -46,7 +47,7 @@ class GenerationRequest:
         prompt: a text, where the deployment has a tokenizer; or token ids. Of a decoder beside an encoder it
             is the encoder's, or, with `inputs`, the decoder's first tokens, if not those that it always has.
         inputs: the encoder's, of one row, by name.
-        max_tokens: that may come.
+        max_tokens: that may come; with `echo` it may be 0.
         seed: of the draws; None: one is chosen, and the usage says which.
         stop: texts that end it; they are not given out. Of token ids without a tokenizer there is no text.
         speculate: whether tokens that the text itself suggests may be verified several a trip. The tokens
@@ -55,6 +56,10 @@ class GenerationRequest:
             written has them already.
         priority: among those of the model that wait for a trip; 1 goes first, PRIORITIES last, 0 is PRIORITY.
         deployment: the one that it is for, as `Generator.deployment` names it; "": whichever serves.
+        logprobs: how many tokens of each place are told with how likely they were, besides the one that came,
+            which always is; None: nothing is told.
+        echo: whether the prompt's text, and what is told of its tokens, comes before what follows. Not of a
+            decoder beside an encoder.
 
     The others are `core/generation/sampling.py`'s.
     """
@@ -74,6 +79,11 @@ class GenerationRequest:
     inputs: Mapping[str, Array] = field(default_factory=dict)
     priority: int = 0
     deployment: str = ""
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
+    echo: bool = False
 
     def sampling(self, seed: int) -> Sampling:
         """How tokens are chosen, with `seed` where the request names none."""
@@ -84,6 +94,9 @@ class GenerationRequest:
             self.top_p,
             self.min_p,
             seed if self.seed is None else self.seed,
+            self.frequency_penalty,
+            self.presence_penalty,
+            self.logit_bias,
         )
 
     def check(self) -> None:
@@ -92,9 +105,11 @@ class GenerationRequest:
         Raises:
             InvalidArgument: names the field and its bounds.
         """
-        if not 1 <= self.max_tokens <= MAX_TOKENS:
+        least = 0 if self.echo else 1
+        if not least <= self.max_tokens <= MAX_TOKENS:
             raise InvalidArgument(
-                f"bound generation-tokens: max_tokens is {self.max_tokens}; it must be 1 to {MAX_TOKENS:,}"
+                f"bound generation-tokens: max_tokens is {self.max_tokens}; it must be {least} to "
+                f"{MAX_TOKENS:,}"
             )
         if not self.prompt and not self.inputs:
             raise InvalidArgument("the prompt is empty; give at least one token to go on from")
@@ -109,6 +124,7 @@ class GenerationRequest:
                 f"priority is {self.priority}; 1 goes first, {PRIORITIES} last, 0 is {PRIORITY}"
             )
         self.sampling(0).check()
+        check_likeliest(self.logprobs)
         StopWords(self.stop)
 
 
@@ -137,6 +153,8 @@ class GenerationUsage:
 class GenerationEvent:
     """Some tokens, and the text that is sure by now: it may lag behind them.
 
+    `told`: how likely these tokens were, where that is asked for; and before them the prompt's, with `echo`,
+    whose text comes first, too.
     `finish` is said in the last event, with `usage`: "stop" by a token or a word that ends the text, "length"
     by max_tokens or the session's longest.
     """
@@ -145,3 +163,4 @@ class GenerationEvent:
     tokens: tuple[int, ...] = ()
     finish: Finish = ""
     usage: GenerationUsage | None = None
+    told: tuple[ToldToken, ...] = ()

@@ -9,6 +9,7 @@ from typing import Any
 
 from aggregator.bounds.bounds import TOKENIZER_PROCESS
 from aggregator.engine.kept_process import KeptProcess
+from aggregator.inference.generation.coders import TokenText
 from edge_attention.core.errors import InvalidArgument
 
 __all__ = ["TokenizerProcess"]
@@ -57,6 +58,16 @@ class TokenizerProcess:
         ):
             raise InvalidArgument("the deployment's tokenizer gives no text for these tokens")
         return tuple(texts)
+
+    async def written(self, ids: Sequence[int], seconds: float = math.inf) -> tuple[TokenText, ...]:
+        found = await self._process.ask(["written", list(ids)], seconds)
+        try:
+            told = tuple(TokenText(bytes.fromhex(data), bool(shown)) for data, shown in found)
+        except (TypeError, ValueError):
+            told = ()
+        if len(told) != len(ids):
+            raise InvalidArgument("the deployment's tokenizer does not say how these tokens are written")
+        return told
 
     async def token(self, text: str) -> int | None:
         found = await self._process.ask(["token", text])

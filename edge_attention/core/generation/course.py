@@ -13,10 +13,12 @@ still stand then: it is to be cut back to them before it is asked again.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Literal
 
 from edge_attention.core.errors import InvalidArgument, InvalidTensor
+from edge_attention.core.generation.log_probabilities import ToldToken, check_likeliest, told_token
 from edge_attention.core.generation.lookup import NgramLookup
 from edge_attention.core.generation.sampling import Sampling, choose
 from edge_attention.core.generation.speculation import GuessRecord, SpeculationRule
@@ -33,13 +35,17 @@ class GenerationCourse:
 
     Args:
         prompt: token ids, at least one.
-        most: tokens that may come, at least one.
+        most: tokens that may come; none, where the prompt is `told` and that is all.
         ends: tokens that end the text; they are not of it.
         rule: how many guesses are worth a trip; None: no guesses.
+        likeliest: how many tokens of each place are told with how likely they were; None: nothing is told.
+        prompt_told: whether the prompt's tokens are told as well.
 
     Attributes:
         tokens: the prompt's, and all that came.
         length: tokens that the model has.
+        told: of the last `take`, what came with how likely it was, and before it the prompt's tokens. The
+            prompt's first is told with the next.
         finish: "" while it goes on, "stop" after a token that ends the text, "length" after `most` tokens.
         guessed, accepted: tokens that were verified as guesses, and those that were right.
     """
@@ -52,11 +58,14 @@ class GenerationCourse:
         ends: Collection[int] = (),
         rule: SpeculationRule | None = None,
         prompt_rows: int = PROMPT_ROWS,
+        likeliest: int | None = None,
+        prompt_told: bool = False,
     ) -> None:
         sampling.check()
+        check_likeliest(likeliest)
         if not prompt:
             raise InvalidArgument("the prompt is empty; give at least one token to go on from")
-        if most < 1:
+        if most < (0 if prompt_told else 1):
             raise InvalidArgument(f"max_tokens is {most}; it must be 1 or more")
         self._sampling = sampling
         self._end = len(prompt) + most
@@ -66,10 +75,16 @@ class GenerationCourse:
         self._lookup = NgramLookup(prompt)
         self._record = GuessRecord()
         self._seen = set(prompt)
+        self._came: Counter[int] = Counter()
+        self._likeliest = likeliest
+        self._untold = len(prompt) if prompt_told and likeliest is not None else 0
+        """Of the first tokens, as many are to be told; those that the model has were."""
         self._asked: tuple[int, ...] = ()
         self._guesses = 0
         self.length = 0
-        self.finish: Literal["", "stop", "length"] = ""
+        done = not most and self._untold < 2
+        self.told: tuple[ToldToken, ...] = (ToldToken(prompt[0]),) if done and self._untold else ()
+        self.finish: Literal["", "stop", "length"] = "length" if done else ""
         self.guessed = 0
         self.accepted = 0
 
@@ -79,7 +94,8 @@ class GenerationCourse:
 
     def ask(self) -> tuple[int, ...]:
         """The tokens that the model is to be given next; some of them may be guesses."""
-        known = self._lookup.tokens[self.length : self.length + self._prompt_rows]
+        # The last of all is not given to the model: nothing comes after it.
+        known = self._lookup.tokens[self.length : min(self.length + self._prompt_rows, self._end - 1)]
         guess: tuple[int, ...] = ()
         if self._rule is not None and len(known) == 1 and self.length + 1 == len(self._lookup.tokens):
             # The last token needs no guesses: nothing comes after it.
@@ -101,8 +117,11 @@ class GenerationCourse:
         if logits.ndim != 2 or len(logits) != len(self._asked):
             raise InvalidTensor(f"logits of {len(self._asked)} tokens have shape {logits.shape}")
         known = len(self._asked) - self._guesses
+        self.told = self._prompt_told(logits[:known])
         self.length += known
         if self.length < len(self._lookup.tokens):
+            if self.length == self._end - 1:
+                self.finish = "length"
             return ()
         self.guessed += self._guesses
         came: list[int] = []
@@ -117,13 +136,29 @@ class GenerationCourse:
             self.accepted += 1
         return tuple(came)
 
+    def _prompt_told(self, logits: Float32) -> tuple[ToldToken, ...]:
+        """The prompt's tokens after those that these logits are of; before the second its first."""
+        if self._likeliest is None or not self._untold:
+            return ()
+        tokens, begin = self._lookup.tokens, self.length + 1
+        end = min(begin + len(logits), self._untold)
+        told = (
+            told_token(logits[place - begin], tokens[place], place, self._likeliest)
+            for place in range(begin, end)
+        )
+        return ((ToldToken(tokens[0]),) if begin == 1 else ()) + tuple(told)
+
     def _next(self, logits: Float32) -> int:
         place = len(self._lookup.tokens)
         before = self._seen if self._sampling.repetition_penalty != 1 else ()
-        token = choose(logits, self._sampling, place, before)
+        token = choose(logits, self._sampling, place, before, self._came)
         if token in self._ends:
             self.finish = "stop"
             return token
+        if self._likeliest is not None:
+            self.told += (told_token(logits, token, place, self._likeliest),)
+        if self._sampling.counts:
+            self._came[token] += 1
         if self._rule is not None:
             size, guess = self._lookup.guess(1)
             if size:

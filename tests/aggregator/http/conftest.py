@@ -12,9 +12,22 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for the house
 
 from ports import run
+from text_port import text_port
 
 from aggregator.observe.metrics import Metrics
 from edge_attention.trust.tokens import parse_token
+from tests.aggregator.inference.generation.local_sessions import random_decoder
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return random_decoder()
+
+
+@pytest.fixture
+def made(decoder, tmp_path):
+    """OpenAI's calls before a small decoder."""
+    return text_port(tmp_path, decoder)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from aggregator.http.completion_answers import DONE, AnswerForm, UsageOfChoices, error_body
+from aggregator.http.completion_answers import DONE, AnswerForm, ChoiceAnswer, UsageOfChoices, error_body
 from aggregator.http.completion_requests import ChatMessage, WrongParameter, chat_of, completion_of
 from aggregator.inference.generation.request import GenerationUsage
 from edge_attention.core.errors import NotFound
@@ -86,13 +86,28 @@ def test_what_is_said_is_taken():
         ({"priority": -1}, "priority"),
         ({"priority": "first"}, "priority"),
         ({"n": True}, "n"),
-        ({"echo": True}, "echo"),
-        ({"logprobs": 1}, "logprobs"),
+        ({"suffix": "x"}, "suffix"),
+        ({"logprobs": 6}, "logprobs"),
+        ({"logprobs": -1}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
-        ({"logprobs": 0}, "logprobs"),
+        ({"logprobs": 1.0}, "logprobs"),
+        ({"top_logprobs": 1}, "top_logprobs"),
+        ({"logprobs": 5, "max_tokens": 16_000, "n": 3}, "logprobs"),
+        ({"logprobs": 5, "prompt": [[1] * 20_000] * 3, "echo": True}, "logprobs"),
         ({"echo": 0}, "echo"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"logit_bias": {"1": 5}}, "logit_bias"),
+        ({"echo": True, "prompt": "a" * 20_000, "n": 128}, "echo"),
+        ({"echo": True, "max_tokens": -1}, "max_tokens"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty"),
+        ({"frequency_penalty": "much"}, "frequency_penalty"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"logit_bias": {"1": True}}, "logit_bias"),
+        ({"logit_bias": {"1": 10**400}}, "logit_bias"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 1, "01": 2}}, "logit_bias"),
+        ({"logit_bias": {str(n): 1 for n in range(301)}}, "logit_bias"),
+        ({"logit_bias": [1]}, "logit_bias"),
         ({"tools": [{}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"temperature": "hot"}, "temperature"),
@@ -116,9 +131,45 @@ def test_what_is_not_served_is_refused_by_its_name(more, param):
 
 def test_what_is_offered_instead_is_said_as_json_has_it():
     with pytest.raises(WrongParameter, match=r"other values than false$"):
-        complete(echo=True)
+        chat(echo=True)
     with pytest.raises(WrongParameter, match=r'other values than "none" or "auto"$'):
         chat(tool_choice="required")
+
+
+def test_log_probabilities_penalties_and_bias_are_taken():
+    (one,) = complete(
+        logprobs=5, echo=True, max_tokens=0, frequency_penalty=0.5, presence_penalty=-2,
+        logit_bias={"7": 1.5, "3": -100},
+    ).generations  # fmt: skip
+    assert (one.logprobs, one.echo, one.max_tokens) == (5, True, 0)
+    assert (one.frequency_penalty, one.presence_penalty) == (0.5, -2.0)
+    assert one.logit_bias == ((7, 1.5), (3, -100.0))
+    one.check()
+    assert [complete(logprobs=said).generations[0].logprobs for said in (None, False, 0)] == [None, None, 0]
+    assert chat().generations[0].logprobs is None
+    assert chat(logprobs=False, top_logprobs=0).generations[0].logprobs is None
+    assert chat(logprobs=True).generations[0].logprobs == 0
+    assert chat(logprobs=True, top_logprobs=20).generations[0].logprobs == 20
+    assert chat(presence_penalty=1, logit_bias={}).generations[0].presence_penalty == 1.0
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"logprobs": 1}, "logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+        ({"top_logprobs": -1, "logprobs": True}, "top_logprobs"),
+        ({"top_logprobs": 20, "logprobs": True, "max_tokens": 16_000}, "logprobs"),
+        ({"echo": True}, "echo"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+    ],
+)
+def test_of_a_chat_other_log_probabilities_are_refused_by_name(more, param):
+    with pytest.raises(WrongParameter) as raised:
+        chat(**more)
+    assert raised.value.param == param
 
 
 @pytest.mark.parametrize(
@@ -202,15 +253,16 @@ def test_a_stream_of_a_completion_says_text_and_finish():
 
 
 def test_whole_answers():
-    told = AnswerForm("id", "m", 7, True).whole([("text", "length")], USAGE)
+    told = json.loads(AnswerForm("id", "m", 7, True).whole([ChoiceAnswer("text", "length")], USAGE))
     assert told["choices"][0]["message"] == {"role": "assistant", "content": "text", "refusal": None}
     assert told["choices"][0]["finish_reason"] == "length"
     assert told["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
     inexact = replace(USAGE, lacking="rounded")
-    told = AnswerForm("id", "m", 7, True).whole([("text", "length")], inexact)
+    told = json.loads(AnswerForm("id", "m", 7, True).whole([ChoiceAnswer("text", "length")], inexact))
     assert (told["usage"]["exact"], told["usage"]["lacking"]) == (False, "rounded")
-    told = AnswerForm("id", "m", 7, False).whole([("text", "stop")], USAGE)
+    told = json.loads(AnswerForm("id", "m", 7, False).whole([ChoiceAnswer("text", "stop")], USAGE))
     assert (told["object"], told["choices"][0]["text"]) == ("text_completion", "text")
+    assert told["choices"][0]["logprobs"] is None
 
 
 def test_errors_are_in_openais_form():

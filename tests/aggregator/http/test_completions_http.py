@@ -7,61 +7,13 @@ import gzip
 import json
 import shutil
 import subprocess
-from types import SimpleNamespace
 
 import pytest
-from ports import run, until
+from ports import until
+from text_port import PROMPT, streamed, text_of
 
 from aggregator.bounds.bounds import BODIES, CALLS
-from aggregator.bounds.budget import Budgets
-from aggregator.inference.generation.generator import Generator
-from aggregator.inference.generation.metrics import GenerationMetrics
-from aggregator.inference.generation.request import GenerationRequest
-from aggregator.inference.generation.texts import DeploymentTexts
-from aggregator.inference.traffic import SECONDS, ModelTraffic
-from aggregator.observe.metrics import Metrics
-from tests.aggregator.inference.generation.local_sessions import LocalSessions, random_decoder
-
-PROMPT = "to be, or not to be: to be, or"
-
-
-@pytest.fixture(scope="module")
-def decoder():
-    return random_decoder()
-
-
-@pytest.fixture
-def made(decoder, tmp_path):
-    """Runs scenarios before a small decoder whose tokens are bytes; `config` is its tokenizer_config.json."""
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"edge_attention": "bytes"}))
-    budgets = Budgets()
-    sessions = LocalSessions({"small": decoder})
-    texts = DeploymentTexts(lambda name: (made.deployment, tmp_path))
-    traffic = ModelTraffic(lambda: made.now)
-    generator = Generator(sessions, texts, budgets, GenerationMetrics(Metrics()), traffic)
-    made = SimpleNamespace(
-        deployment="small-0",
-        now=100.0,
-        traffic=traffic,
-        run=lambda scenario, **more: run(scenario, offers=(generator,), budgets=budgets, **more),
-        budgets=budgets,
-        sessions=sessions,
-        generator=generator,
-        config=lambda **said: (tmp_path / "tokenizer_config.json").write_text(json.dumps(said)),
-    )
-    return made
-
-
-async def text_of(generator, **asked):
-    events = [one async for one in generator.generate(GenerationRequest(**asked), "", 60.0)]
-    return "".join(one.text for one in events)
-
-
-def streamed(body):
-    """The events of a stream, its end left out."""
-    *events, done, empty = body.decode().split("\n\n")
-    assert (done, empty) == ("data: [DONE]", "")
-    return [json.loads(one.removeprefix("data: ")) for one in events if one.startswith("data:")]
+from aggregator.inference.traffic import SECONDS
 
 
 def test_a_completion_whole_and_streamed_is_the_same(made):
@@ -359,8 +311,8 @@ def test_the_openai_package(made):
             assert [one.message.content for one in ended.value.completion.choices] == texts
             with pytest.raises(openai.NotFoundError, match="nope"):
                 client.completions.create(**asked | {"model": "nope"})
-            with pytest.raises(openai.BadRequestError, match="logprobs"):
-                client.completions.create(**asked, logprobs=2)
+            with pytest.raises(openai.BadRequestError, match="logprobs is 6"):
+                client.completions.create(**asked, logprobs=6)
 
     made.run(lambda port: asyncio.to_thread(work, port.base))
 

@@ -96,6 +96,51 @@ def test_a_penalty_makes_what_was_there_less_likely():
     assert choose(down, Sampling(repetition_penalty=2.0), 0, {0}) == 1
 
 
+def test_what_has_come_counts_against_a_token_as_often_as_it_came():
+    """mu[j] - c[j] * frequency - (c[j] > 0) * presence, as OpenAI has it, of what came, not of the prompt."""
+    logits = np.array([2.0, 1.5, 1.0, 0.0], np.float32)
+    for settings, came, expected in (
+        ({"frequency_penalty": 0.3}, {0: 1}, 0),
+        ({"frequency_penalty": 0.3}, {0: 2}, 1),
+        ({"frequency_penalty": 0.3}, {0: 5, 1: 3}, 2),
+        ({"presence_penalty": 0.6}, {0: 1}, 1),
+        ({"presence_penalty": 0.6}, {0: 9, 1: 1}, 0),
+        ({"frequency_penalty": -2.0}, {3: 2}, 3),
+        ({"presence_penalty": -2.0}, {2: 1}, 2),
+        ({"presence_penalty": 2.0}, {}, 0),
+    ):
+        assert choose(logits, Sampling(**settings), 0, [0, 0, 0], came) == expected, (settings, came)
+
+
+def test_a_bias_is_added_after_the_penalties():
+    logits = np.array([2.0, 1.5, 1.0, 0.0], np.float32)
+    assert choose(logits, Sampling(logit_bias=((3, 2.5),)), 0) == 3
+    assert choose(logits, Sampling(logit_bias=((0, -100.0), (1, -100.0))), 0) == 2
+    both = Sampling(repetition_penalty=100.0, logit_bias=((3, 1.9),))
+    assert choose(logits, both, 0, [0, 1, 2]) == 3
+    hot = Sampling(temperature=1.0, logit_bias=((1, 100.0),))
+    assert {choose(logits, hot, place) for place in range(100)} == {1}
+
+
+def test_only_what_takes_the_likeliest_logit_is_greedy():
+    assert GREEDY.greedy
+    for settings in (
+        {"temperature": 1.0},
+        {"repetition_penalty": 1.1},
+        {"frequency_penalty": 0.1},
+        {"presence_penalty": -0.1},
+        {"logit_bias": ((1, 1.0),)},
+    ):
+        assert not Sampling(**settings).greedy
+
+
+def test_a_bias_is_for_a_token_of_the_vocabulary():
+    Sampling(logit_bias=((9, 1.0),)).check_vocabulary(10)
+    for token in (-1, 10):
+        with pytest.raises(InvalidArgument, match=f"logit_bias has token {token}; the model knows 0 to 9"):
+            Sampling(logit_bias=((token, 1.0),)).check_vocabulary(10)
+
+
 @pytest.mark.parametrize("bad", [[np.nan, 1.0], [np.inf, 1.0], [-np.inf, -np.inf]])
 def test_logits_that_say_nothing_are_refused(bad):
     with pytest.raises(NotFinite, match="place 7"):
@@ -115,6 +160,15 @@ def test_logits_that_say_nothing_are_refused(bad):
         ({"top_k": -1}, "top_k"),
         ({"repetition_penalty": 0.0}, "repetition_penalty"),
         ({"seed": 2**63}, "seed"),
+        ({"frequency_penalty": 2.1}, "frequency_penalty is 2.1; it must be at least -2 and at most 2"),
+        ({"presence_penalty": float("nan")}, "presence_penalty"),
+        ({"logit_bias": ((1, 100.5),)}, "a logit_bias is 100.5"),
+        ({"logit_bias": ((1, float("nan")),)}, "a logit_bias"),
+        ({"logit_bias": ((1, 1.0), (1, 2.0))}, "a token twice"),
+        (
+            {"logit_bias": tuple((n, 1.0) for n in range(301))},
+            "bound logit-biases: logit_bias has 301",
+        ),
     ],
 )
 def test_settings_that_none_can_have_are_refused(settings, name):

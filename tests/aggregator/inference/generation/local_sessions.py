@@ -9,15 +9,42 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from edge_attention.core.errors import DeadlineExceeded, NotFound
 from edge_attention.demo.local_decoder import LocalDecoder
 from edge_attention.graphs.builders import attention_decoder, attention_sequences
 
 
+def whole_model(length, vocabulary=256, seed=0):
+    """The model of `random_decoder`, of all tokens at once."""
+    return attention_sequences(vocabulary, length, 24, 3, 2, causal=True, rotary=True, hidden=32, seed=seed)
+
+
+def exact_log_probabilities(tokens, vocabulary=256, seed=0):
+    """By `random_decoder`, computed in float64 over all tokens at once: [tokens, vocabulary], of each one's
+    follower."""
+    model = onnx.load_from_string(whole_model(len(tokens), vocabulary, seed))
+
+    def widened(tensor):
+        values = numpy_helper.to_array(tensor)
+        return numpy_helper.from_array(values.astype(np.float64), tensor.name)
+
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.CopyFrom(widened(tensor))
+    for node in model.graph.node:
+        for one in node.attribute:
+            if one.HasField("t") and one.t.data_type == onnx.TensorProto.FLOAT:
+                one.t.CopyFrom(widened(one.t))
+    logits = ReferenceEvaluator(model).run(["logits"], {"tokens": np.array([tokens], np.int64)})[0][0]
+    assert logits.dtype == np.float64
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
 def random_decoder(vocabulary=256, seed=0):
     """A small decoder whose weights say nothing."""
-    file = attention_sequences(vocabulary, 8, 24, 3, 2, causal=True, rotary=True, hidden=32, seed=seed)
+    file = whole_model(8, vocabulary, seed)
     weights = {one.name: numpy_helper.to_array(one) for one in onnx.load_from_string(file).graph.initializer}
     return attention_decoder(weights, 3, 2048)
 
@@ -29,6 +56,7 @@ class LocalSession:
     decoder: LocalDecoder
     open: bool = True
     priority: int = 0
+    greedy: bool = False
     sizes: list = field(default_factory=list)
 
 
@@ -55,7 +83,7 @@ class LocalSessions:
         return f"{model}-1"
 
     async def open(self, model, owner, seconds, inputs=None, ids=(), priority=0, greedy=False):
-        session = LocalSession(LocalDecoder(self._models[model]), priority=priority)
+        session = LocalSession(LocalDecoder(self._models[model]), priority=priority, greedy=greedy)
         self.opened.append(session)
         return session
 

@@ -112,7 +112,15 @@ def alone(decoder, prompt, count, sampling):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"temperature": 0.2, "seed": 4}, {"temperature": 1.0, "top_p": 0.8, "seed": -9}]
+    "settings",
+    [
+        {},
+        {"temperature": 0.2, "seed": 4},
+        {"temperature": 1.0, "top_p": 0.8, "seed": -9},
+        {"frequency_penalty": 0.02},
+        {"presence_penalty": -1.5, "temperature": 0.3, "seed": 2},
+        {"logit_bias": ((116, 3.0), (111, 3.0), (32, -100.0)), "repetition_penalty": 1.05},
+    ],
 )
 def test_it_gives_what_one_machine_gives_with_guesses_and_without(decoder, folder, settings):
     expected = alone(decoder, PROMPT.encode(), 120, Sampling(**settings))
@@ -130,6 +138,20 @@ def test_it_gives_what_one_machine_gives_with_guesses_and_without(decoder, folde
         assert not sessions.opened[0].open
         if not speculate:
             assert usage.guessed == 0
+
+
+def test_nodes_go_ahead_with_the_likeliest_token_only_where_that_is_the_rule(decoder, folder):
+    for settings, greedy in (
+        ({}, True),
+        ({"logprobs": 2, "echo": True}, True),
+        ({"presence_penalty": 0.1}, False),
+        ({"frequency_penalty": -0.1}, False),
+        ({"logit_bias": ((0, 1.0),)}, False),
+        ({"temperature": 1.0}, False),
+    ):
+        generator, sessions = generator_of(decoder, folder)
+        asyncio.run(everything(generator, GenerationRequest("small", PROMPT, 4, **settings)))
+        assert [session.greedy for session in sessions.opened] == [greedy], settings
 
 
 def test_the_session_has_the_priority_and_the_usage_says_what_the_logits_lack(decoder, folder):

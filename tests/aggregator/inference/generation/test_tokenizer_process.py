@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 
 from aggregator.bounds.bounds import TOKENIZER_PROCESS
 from aggregator.inference.generation import texts, tokenizer_process
-from aggregator.inference.generation.coders import BytesCoder, read_text_files
+from aggregator.inference.generation.coders import BytesCoder, TokenText, read_text_files
 from aggregator.inference.generation.texts import DeploymentTexts
 from aggregator.inference.generation.tokenizer_process import TokenizerProcess
 from aggregator.inference.generation.written_text import WrittenText
@@ -69,6 +69,48 @@ def test_it_is_the_librarys_tokenizer(tmp_path):
                 await small.encode(TEXT)
 
     asyncio.run(run())
+
+
+def test_tokens_by_themselves_are_written_as_within_a_text(tmp_path):
+    """Parts of characters as their bytes; special tokens as they are called, though no text shows them."""
+    tokenizer = trained(tmp_path)
+
+    async def run():
+        async with asked(tmp_path) as process:
+            ids = await process.encode(TEXT)
+            found = await process.written(ids)
+            assert found[0] == TokenText(b"<s>", shown=False)
+            assert b"".join(one.data for one in found if one.shown) == TEXT.encode()
+            assert {one.shown for one in found[1:]} == {True}
+            assert await process.written([1, 10**9]) == (TokenText(b"</s>", shown=False), TokenText(b""))
+            assert await process.written([]) == ()
+
+    asyncio.run(run())
+    # A space that begins a text is written by some tokenizers within texts alone; bytes have own names.
+    pieces = {
+        "<s>": 0,
+        "<unk>": 1,
+        "\u2581to": 2,
+        "\u2581be": 3,
+        "a": 4,
+        "<0xC3>": 5,
+        "<0xB6>": 6,
+        "\u2581": 7,
+    }
+    tokenizer = Tokenizer(models.BPE(pieces, [("\u2581", "a")] * 0, unk_token="<unk>", byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert tokenizer.decode([2, 3]) == "to be"
+
+    async def spaced():
+        async with asked(tmp_path) as process:
+            found = await process.written([0, 2, 3, 5, 6])
+            assert [one.data for one in found] == [b"<s>", b" to", b" be", b"\xc3", b"\xb6"]
+            assert [one.shown for one in found] == [False, True, True, True, True]
+
+    asyncio.run(spaced())
 
 
 def test_tokens_whose_numbers_have_gaps_are_text(tmp_path):

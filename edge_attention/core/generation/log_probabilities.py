@@ -1,0 +1,69 @@
+"""How likely a token was: of the model's own logits, before temperature, penalties, bias and filters."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.generation.sampling import check_finite
+from edge_attention.core.tensors import Array, Float32
+
+__all__ = ["MAX_LIKELIEST", "ToldToken", "told_token"]
+
+MAX_LIKELIEST = 20
+"""Other tokens of a place that may be asked for, as OpenAI has it."""
+
+
+@dataclass(frozen=True)
+class ToldToken:
+    """A token and how likely it was.
+
+    Attributes:
+        logprob: natural logarithm of its probability; -inf where it could not come. None: nothing is before
+            it that would say, as of a prompt's first.
+        likeliest: the likeliest tokens of the place with theirs, the likeliest first, of equal ones the
+            lowest number; the token may be none of them.
+    """
+
+    token: int
+    logprob: float | None = None
+    likeliest: tuple[tuple[int, float], ...] = ()
+
+
+def told_token(logits: Float32, token: int, place: int, likeliest: int) -> ToldToken:
+    """The token at `place` (from 0) of a sequence, by the logits there.
+
+    Args:
+        logits: float32 [vocabulary].
+        likeliest: how many of the likeliest are told; all, where the vocabulary has fewer.
+
+    Raises:
+        NotFinite: a logit is NaN or +inf, or all are -inf.
+    """
+    check_finite(logits, place)
+    scores = logits.astype(np.float64)
+    top = scores.max()
+    whole = top + math.log(np.exp(scores - top).sum())
+    told = tuple((one, float(scores[one] - whole)) for one in _likeliest(scores, likeliest))
+    return ToldToken(token, float(scores[token] - whole), told)
+
+
+def check_likeliest(likeliest: int | None) -> None:
+    """Raises InvalidArgument: more are asked for than may be; None: nothing is told."""
+    if likeliest is not None and not 0 <= likeliest <= MAX_LIKELIEST:
+        raise InvalidArgument(f"logprobs is {likeliest}; it must be 0 to {MAX_LIKELIEST}")
+
+
+def _likeliest(scores: Array, count: int) -> list[int]:
+    """Of `scores` [vocabulary] the places of the largest, the largest first, of equal ones the first."""
+    count = min(count, len(scores))
+    if not count:
+        return []
+    least = np.partition(scores, -count)[-count]
+    above = np.flatnonzero(scores > least)
+    even = np.flatnonzero(scores == least)[: count - len(above)]
+    found = np.concatenate([above, even])
+    return [int(one) for one in found[np.lexsort((found, -scores[found]))]]
