@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from onnx import GraphProto, NodeProto
 
+from edge_attention.core.errors import InvalidGraph
 from edge_attention.graphs.onnx_file import all_nodes
 
 __all__ = ["mark_padding", "padding_mark", "padding_row", "padding_rows"]
@@ -20,12 +21,23 @@ __all__ = ["mark_padding", "padding_mark", "padding_row", "padding_rows"]
 _MARK = re.compile(r"@padding_idx=([0-9]{1,18})$")
 
 
-def mark_padding(graph: GraphProto, rows: Mapping[str, int]) -> None:
-    """Note, in place, in the lookups in tables of these names which row is padding."""
+def mark_padding(graph: GraphProto, rows: Mapping[str, int], place: str) -> None:
+    """Note, in place, in the lookups in tables of these names which row is padding.
+
+    Raises InvalidGraph: a table has no such row.
+    """
+    sizes = {tensor.name: tensor.dims[0] for tensor in graph.initializer if tensor.dims}
     for node in all_nodes(graph):
         row = rows.get(node.input[0]) if _looks_up(node) else None
         if row is not None and not padding_mark(node):
             node.name += f"@padding_idx={row}"
+        # The file says both the name of a node and the row.
+        noted, size = padding_row(node), sizes.get(node.input[0]) if node.input else None
+        if noted is not None and size is not None and noted >= size:
+            raise InvalidGraph(
+                f"{place}: row {noted} of '{node.input[0]}' is noted as padding, and it has {size} rows; "
+                "export the module again"
+            )
 
 
 def padding_mark(node: NodeProto) -> str:

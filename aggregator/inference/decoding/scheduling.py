@@ -10,7 +10,7 @@ with more new tokens. A trip takes what waits when it begins: sessions join and 
 those of the first priority go first, and among them those with few rows, so that a long prompt, or memory,
 holds up nobody; and owners take turns, a session each, so that who has many holds up nobody who has one. Who
 waits becomes one better with each second (`waiting_level`), so nobody waits for ever; of an owner's sessions
-of one priority, while others' wait as well, only the first does.
+of one priority that bring many rows, or few, only the first does while others' wait as well.
 
 A session beside an encoder has a memory, too: what that made. It is stored before the first token goes, by
 trips of its own, and again, as the tokens are, where a node that stored it has gone.
@@ -110,8 +110,8 @@ class SessionScheduler:
         self._numbers = 0
         self._slots: list[int] = []
         self._next_slot = 0
-        self._flew: dict[tuple[str, int], float] = {}
-        """By owner and priority, when one of those sessions went on a trip last."""
+        self._flew: dict[tuple[str, int, bool], float] = {}
+        """By owner, priority, and whether it brought many rows, when one of those sessions went on a trip last."""
         self._spent: set[int] = set()
         """Slots in which a lost flight may still write: they are nobody's again."""
         self._now = 0.0
@@ -396,7 +396,7 @@ class SessionScheduler:
         assert len(set(slots)) == len(slots), "a slot is two sessions'"
         assert not set(slots) & set(self._slots), "a slot in use is free"
         assert not self._spent & {*slots, *self._slots}, "a slot that a lost flight writes in is used again"
-        assert {owner for owner, _ in self._flew} <= {one.owner for one in self.sessions.values()}
+        assert {owner for owner, *_ in self._flew} <= {one.owner for one in self.sessions.values()}
         lanes = [*self._lanes, *(flight.lane for flight in self._flights.values())]
         assert len(set(lanes)) == len(lanes), "a lane is two flights'"
         for session in self.sessions.values():
@@ -518,13 +518,13 @@ class SessionScheduler:
         """Those that wait, in the order in which they go."""
         several = len({session.owner for session in waiting}) > 1
         placed: list[tuple[int, bool, DecoderSession]] = []
-        first: set[tuple[str, int]] = set()
+        first: set[tuple[str, int, bool]] = set()
         for session in sorted(waiting, key=lambda one: (one.since, one.number)):
-            since, of = session.since, (session.owner, session.priority)
+            since, of = session.since, _turns_of(session)
             if several:
                 since = self._now if of in first else max(since, self._flew.get(of, since))
                 first.add(of)
-            placed.append((waiting_level(session.priority, self._now - since), session.rows > FEW, session))
+            placed.append((waiting_level(session.priority, self._now - since), of[-1], session))
         before: Counter[tuple[str, int, bool]] = Counter()
         found: list[tuple[int, bool, int, DecoderSession]] = []
         for level, many, session in placed:
@@ -537,7 +537,7 @@ class SessionScheduler:
         chunks: list[SessionRows] = []
         lives = tuple(self._nodes.life(node) for node in place)
         for number, session in enumerate(group):
-            self._flew[session.owner, session.priority] = self._now
+            self._flew[_turns_of(session)] = self._now
             self._settle(session, place, lives)
             # Each of those behind has one row at least.
             most = min(left - (len(group) - number - 1), CHUNK_ROWS if len(group) > 1 else left)
@@ -596,3 +596,8 @@ class SessionScheduler:
             self.bytes.count(session, session.number in self.sessions)
         session.lives = lives
         session.nodes.update(place)
+
+
+def _turns_of(session: DecoderSession) -> tuple[str, int, bool]:
+    """Those that wait for each other. Many rows go behind few, and do not wait for ever for all of these."""
+    return session.owner, session.priority, session.rows > FEW

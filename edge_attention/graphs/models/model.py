@@ -205,7 +205,7 @@ def _load_model(data: bytes, asked: _Asked) -> Model:
     found = find_parameters(file, wanted, place)
     check_operators(file.graph, place, found.names)
     weights = take_out(file.graph, found.names)
-    mark_padding(file.graph, found.padding)
+    mark_padding(file.graph, found.padding, place)
     strip(file)
     file = raise_opset(file, place)
     graph = file.graph

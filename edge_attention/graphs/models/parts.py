@@ -112,7 +112,7 @@ def _load(
     lift_constants(graph, trainable or (), by_use=trainable is None and model.producer_name != "pytorch")
     _check_names(graph, place)
     own = module_note(graph)
-    mark_padding(graph, own.padding if own is not None else {})
+    mark_padding(graph, own.padding if own is not None else {}, place)
     strip(model)
     if kind == "encoder":
         graph.output.sort(key=lambda value: value.name)

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from small_models import FLOAT, INT64, close, model, node, normal
 
+from edge_attention.core.errors import InvalidGraph
 from edge_attention.core.messages.federated import LossSpec
 from edge_attention.core.schedule.plan import Cut
 from edge_attention.graphs.gradients.runner import Runner
@@ -61,6 +62,17 @@ def test_lookups_leave_it_and_what_shares_the_table_does_not(tied: bool) -> None
     close(found["table"], lookups + product if tied else lookups)
     if not tied:
         close(found["other"], product)
+
+
+@pytest.mark.parametrize("noted", ["in the note", "in a node's name"])
+def test_a_row_that_the_table_does_not_have_is_refused(noted: str) -> None:
+    given = words(False, 5 if noted == "in the note" else None)
+    if noted == "in a node's name":
+        made = onnx.load_model_from_string(words(False, None))
+        made.graph.node[0].name += "@padding_idx=5"
+        given = made.SerializeToString()
+    with pytest.raises(InvalidGraph, match="row 5 of 'table' is noted as padding, and it has 5 rows"):
+        load_model(given, loss=LOSS)
 
 
 @pytest.mark.parametrize("tied", [False, True])

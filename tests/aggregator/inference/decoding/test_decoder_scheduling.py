@@ -143,6 +143,22 @@ def test_who_waits_becomes_better_so_that_nobody_waits_for_ever(monkeypatch, pri
     assert order[-1] == waits.number
     assert priority - 1 <= now <= within, "before, priorities count; after, it is its turn"
 
+def test_a_long_prompt_waits_not_for_ever_behind_its_own_owners_short_sessions(monkeypatch):
+    """An owner's tokens fill each trip, another owner's session waits at times: the long prompt rises, too."""
+    monkeypatch.setattr(scheduling, "FLIGHT_SESSIONS", 1)
+    m, _ = machine()
+    (flight,) = flights(m.extend(m.open("me", 0.0).number, [1], 0.0, 999.0))
+    waits = m.open("me", 0.0)
+    m.extend(waits.number, [1] * 12, 0.0, 999.0)
+    now = 0.0
+    while flight.chunks[0].session != waits.number and now < 20:
+        for owner in ("me", "other"):
+            m.extend(m.open(owner, now).number, [1], now, 999.0)
+        now += 0.05
+        (flight,) = flights(m.landed(flight.number, logits(flight), now))
+        m.check()
+    assert now <= 9
+
 
 @pytest.mark.parametrize("own", [8, 1])
 def test_who_has_many_sessions_holds_up_nobody_who_has_one(monkeypatch, own):
