@@ -64,11 +64,12 @@ class CallersInTurn:
         while (who := next((one for one in self._waiting if self._room(one)), None)) is not None:
             queue = self._waiting[who]
             turn = queue.popleft()
-            if queue:
-                self._waiting.move_to_end(who)
-            else:
+            gone = turn.done()  # it was cancelled, and has not come to take itself out yet
+            if not queue:
                 del self._waiting[who]
-            if not turn.done():
+            elif not gone:
+                self._waiting.move_to_end(who)
+            if not gone:
                 self._take(who)
                 turn.set_result(None)
 

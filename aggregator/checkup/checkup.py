@@ -174,7 +174,13 @@ class Checkup:
             while len(self._of) > CALLERS:
                 self._of.popitem(last=False)
             own.take(size, now)
-        self._allowance.take(size, now)
+            try:
+                self._allowance.take(size, now)
+            except ResourceExhausted:
+                own.left += size  # nothing of it is sent
+                raise
+        else:
+            self._allowance.take(size, now)
 
     async def _probe(self, node: str, trips: int, size: int, until: float) -> ProbeNodeResponse:
         round_trips, tasks = [], []

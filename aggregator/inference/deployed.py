@@ -199,6 +199,7 @@ class Deployed:
         known: digests of its weights that were hashed, in this life of the aggregator or before.
         digested: whether those of before were read.
         whole_file: whether the model's files were found to be as they came, in this life of the aggregator.
+        whole_decoder: the same of what was cut for its sessions.
         by_file: its plan came as a file: it is not planned anew.
         anew: how often this version was planned anew before.
         replanning: says when it is; None: it was not looked at yet.
@@ -225,6 +226,7 @@ class Deployed:
     known: dict[Weight, KnownWeight] = field(default_factory=dict)
     digested: bool = False
     whole_file: bool = False
+    whole_decoder: bool = False
     by_file: bool = False
     anew: int = 0
     replanning: Replanning | None = None

@@ -294,6 +294,10 @@ class Deployments:
             return 0
         return deployed.batcher.queue.queued
 
+    async def require_decoder(self, deployed: Deployed) -> None:
+        """Raises DataLoss: the disk has changed what its sessions are made of; says what to do."""
+        await self._readiness.require_decoder(deployed)
+
     def weight_bytes(self, node: str) -> int:
         """Of weights that a node holds, of all deployments."""
         return self._registry.taken()[node]

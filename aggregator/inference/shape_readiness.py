@@ -23,6 +23,7 @@ from aggregator.inference.plan_nodes import PlanNodes
 from aggregator.inference.runner import ModelRunner
 from aggregator.inference.whole.whole_runner import WholeRunner
 from aggregator.store.deployments import DeploymentFolders
+from aggregator.store.folder import unwritable
 from aggregator.store.sealed import require_sealed, seal
 from edge_attention.core.errors import DataLoss, DeadlineExceeded, FailedPrecondition, ResourceExhausted
 from edge_attention.core.schedule import saved
@@ -177,6 +178,24 @@ class ShapeReadiness:
             )
             deployed.whole_file = True
 
+    async def require_decoder(self, deployed: Deployed) -> None:
+        """Look, once in a life, whether sessions are of the files that came, and of what was cut of them.
+
+        Raises:
+            DataLoss: the disk has changed one; says which, and what to do.
+            FailedPrecondition: one cannot be read now.
+        """
+        await self._require_model(deployed)
+        if not deployed.whole_decoder:
+            try:
+                await asyncio.to_thread(require_sealed, deployed.folder.decoder)
+            except DataLoss as error:
+                raise DataLoss(
+                    f"{error.message}; deploy the model {deployed.name!r} again, from its file, and look at "
+                    "the disk"
+                ) from None
+            deployed.whole_decoder = True
+
     async def _cut(self, deployed: Deployed, planned: PlannedParts, shapes: Shapes, target: Path) -> None:
         async with scratch.folder(self._directory) as work:
             into = work / "cut"
@@ -193,7 +212,7 @@ class ShapeReadiness:
         Not before it has been asked nothing for a while, so that no request shares a processor with that.
         """
         assert deployed.planned is not None
-        deployed.whole_file = True  # as it was made, of blobs
+        deployed.whole_file = deployed.whole_decoder = True  # as it was made, of blobs
         sizes = {size for one in deployed.planned.inputs for size in one.shape}
         if deployed.planned.whole or all(map(str.isdigit, sizes)):
             return
@@ -221,7 +240,12 @@ def _sealed(made: Path, target: Path) -> None:
 
 
 def _usable(made: Path, model: str) -> bool:
-    """Whether the folder of the file `made` is as it was written; else it is removed, to be made anew."""
+    """Whether the folder of the file `made` is as it was written; else it is removed, to be made anew.
+
+    Raises:
+        FailedPrecondition: it cannot be read now, and stays.
+        DiskFull, Internal: it cannot be removed.
+    """
     try:
         require_sealed(made.parent)
         if made.is_file():
@@ -233,7 +257,10 @@ def _usable(made: Path, model: str) -> bool:
         log.error(
             "model %s: %s; it is cut anew from the model's file. Look at the disk", model, error.message
         )
-        shutil.rmtree(made.parent)
+        try:
+            shutil.rmtree(made.parent)
+        except OSError as failed:
+            raise unwritable(Path(failed.filename or made.parent), failed) from failed
         return False
 
 

@@ -7,17 +7,20 @@ Blocks on the disk.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 from pathlib import Path
 
-from aggregator.store.folder import sync, unwritable, write_durably
-from edge_attention.core.errors import DataLoss
+from aggregator.store.folder import remedy, sync, unwritable, write_durably
+from edge_attention.core.errors import DataLoss, FailedPrecondition
 
 __all__ = ["file_digest", "require_sealed", "seal"]
 
 SEAL = "sealed.json"
+_LOST = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO})
+"""What the system says of a file that is not there any more, or that the disk does not give back."""
 
 
 def seal(folder: Path) -> None:
@@ -37,7 +40,8 @@ def require_sealed(folder: Path) -> None:
     """Refuse a folder that is not as it was sealed. One that an earlier release wrote has no seal.
 
     Raises:
-        DataLoss: names the first file that is gone, cannot be read or has other bytes.
+        DataLoss: names the first file that is gone, that the disk does not give back, or with other bytes.
+        FailedPrecondition: one cannot be read now, which says nothing of what is in it; says what to do.
     """
     try:
         sums = json.loads((folder / SEAL).read_bytes())
@@ -48,7 +52,10 @@ def require_sealed(folder: Path) -> None:
         if Path(error.filename) != folder / SEAL:
             raise DataLoss(f"{error.filename} is gone") from None
     except OSError as error:
-        raise DataLoss(f"{error.filename or folder} cannot be read: {error.strerror}") from None
+        said = f"{error.filename or folder} cannot be read: {error.strerror}"
+        if error.errno not in _LOST:
+            raise FailedPrecondition(f"{said}; {remedy(folder, error)}") from None
+        raise DataLoss(said) from None
     except (ValueError, AttributeError, TypeError):
         raise DataLoss(f"{folder / SEAL} is damaged") from None
 

@@ -11,6 +11,7 @@ import pytest
 from fleets import Fleet, command, until
 
 from edge_attention.core.errors import DataLoss
+from edge_attention.demo.decoder import decoder_model
 from tests.compat.state import classifier, inputs
 
 
@@ -90,6 +91,37 @@ def test_a_model_whose_file_is_damaged_is_named_and_nothing_is_answered_of_it(st
             until(lambda: "is damaged" in client.models()[0].detail, "the reason among the models")
             client.deploy(classifier(), "classifier", plan="replicate")
             assert client.model("classifier").infer({"x": inputs()}, deadline=60).exact
+
+
+@pytest.fixture(scope="module")
+def left_decoder(tmp_path_factory):
+    """The state of a fleet whose decoder has written something."""
+    folder = tmp_path_factory.mktemp("left_decoder")
+    with Fleet(folder, state=True) as fleet:
+        fleet.nodes("a")
+        with fleet.client() as client:
+            client.deploy(decoder_model(), "decoder", plan="replicate")
+            assert written(client)
+    return folder / "state"
+
+
+def written(client):
+    pieces = client.model("decoder").generate(list(b"Kant said"), max_tokens=8)
+    return [token for piece in pieces for token in piece.tokens]
+
+
+@pytest.mark.parametrize("pattern", ["model/model.onnx", "decoder/2/weights.json"])
+def test_sessions_are_of_the_files_that_came_or_of_none(left_decoder, tmp_path, pattern):
+    shutil.copytree(left_decoder, tmp_path / "state")
+    path = one(tmp_path / "state", f"deployments/*/{pattern}")
+    changed(path)
+    with Fleet(tmp_path, state=True) as fleet:
+        fleet.nodes("a")
+        with fleet.client(patience=60) as client:
+            with pytest.raises(DataLoss, match=f"{path} is damaged.*deploy the model 'decoder' again"):
+                written(client)
+            client.deploy(decoder_model(), "decoder", plan="replicate")
+            assert written(client)
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ class SessionScheduler:
         self._slots: list[int] = []
         self._next_slot = 0
         self._flew: dict[tuple[str, int, bool], float] = {}
-        """By owner, priority, and whether it brought many rows, when one of those sessions went on a trip last."""
+        """By owner, priority, and whether they bring many rows: when one of those sessions flew last."""
         self._spent: set[int] = set()
         """Slots in which a lost flight may still write: they are nobody's again."""
         self._now = 0.0

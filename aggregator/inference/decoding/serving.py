@@ -8,7 +8,7 @@ import math
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,7 @@ class DecoderServing:
     Args:
         folder: what `write_decoder` wrote.
         taken: bytes of weights that a node holds, of all models.
+        require_whole: awaited before a file is read; raises where the disk has changed one.
     """
 
     def __init__(
@@ -98,8 +99,10 @@ class DecoderServing:
         holders: Holders,
         pick: Pick,
         taken: Callable[[str], int],
+        require_whole: Callable[[], Awaitable[None]],
     ) -> None:
         self.form = form
+        self._require_whole = require_whole
         self._engine = engine
         self._trips = engine.trips
         self._bulk = engine.bulk
@@ -138,7 +141,7 @@ class DecoderServing:
 
         Raises:
             DeadlineExceeded: says what was waited for; it goes on.
-            EdgeAttentionError: nodes that are to hold it say that they cannot.
+            EdgeAttentionError: nodes that are to hold it say that they cannot, or its files are damaged.
         """
         if self._ready is None or (self._ready.done() and not self._serves()):
             self._ready = asyncio.create_task(self._prepare(), name="decoder")
@@ -237,6 +240,7 @@ class DecoderServing:
 
     async def _prepare(self) -> None:
         if self._holders is None:
+            await self._require_whole()
             pieces = await asyncio.to_thread(self._read)
             paths: dict[str, Path] = {}
             for rows, cut in self._cuts.items():

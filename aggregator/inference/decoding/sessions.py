@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -111,6 +112,7 @@ class DecoderSessions:
             NotFound, FailedPrecondition: as `form`.
             InvalidTensor: the inputs are not what the encoder takes.
             ResourceExhausted: too many sessions are open.
+            DataLoss: the disk has changed what they are made of; says what to do.
             DeadlineExceeded: nodes are not ready in time; says what was waited for.
         """
         until = time.monotonic() + seconds
@@ -242,6 +244,7 @@ class DecoderSessions:
         serving = DecoderServing(
             self._engine, deployed.id, model, deployed.folder.decoder,
             loads_decoder(planned.decoder), planned.holders, self._pick, self._deployments.weight_bytes,
+            partial(self._deployments.require_decoder, deployed),
         )  # fmt: skip
         self._serving[deployed.id] = serving
         return serving

@@ -89,6 +89,27 @@ def test_whoever_goes_away_no_place_is_lost(events):
     asyncio.run(scenario())
 
 
+def test_a_question_that_is_given_up_as_its_turn_comes_costs_its_caller_no_turn():
+    async def scenario():
+        turns, order = CallersInTurn(), []
+
+        async def ask(caller, name):
+            async with turns.turn(caller):
+                order.append(name)
+
+        await turns.enter("ben")
+        asked = [("ana", "ana 1"), ("ana", "ana 2"), ("cleo", "cleo 1"), ("cleo", "cleo 2")]
+        tasks = [asyncio.create_task(ask(*one)) for one in asked]
+        await settled()
+        tasks[0].cancel()
+        turns.leave("ben")
+        await asyncio.wait(tasks)
+        turns.check()
+        return order
+
+    assert asyncio.run(scenario()) == ["ana 2", "cleo 1", "cleo 2"]
+
+
 def test_an_error_in_a_turn_ends_it():
     async def scenario():
         turns = CallersInTurn()

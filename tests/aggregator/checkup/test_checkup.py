@@ -216,6 +216,11 @@ def test_probes_of_one_caller_leave_turns_and_bytes_to_others():
         with pytest.raises(ResourceExhausted, match="bytes a minute"):
             await task("ana", 1000)
         await task("ben", 1000)
+        left = made._of["user/ben"].left
+        made._allowance.take(made._allowance.left, now[0])
+        with pytest.raises(ResourceExhausted, match="bytes a minute"):
+            await task("ben", 1000)
+        assert made._of["user/ben"].left == left, "nothing was sent of it"
 
     with House() as house:
         asyncio.run(scenario(house))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from aggregator.store.sealed import SEAL, require_sealed, seal
-from edge_attention.core.errors import DataLoss
+from edge_attention.core.errors import DataLoss, FailedPrecondition
 
 
 def changed(path):
@@ -40,4 +43,28 @@ def test_a_damaged_seal_is_said(tmp_path, text):
     (tmp_path / "a").write_text("a")
     (tmp_path / SEAL).write_text(text)
     with pytest.raises(DataLoss, match=str(tmp_path)):
+        require_sealed(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a", SEAL])
+@pytest.mark.parametrize(
+    ("code", "kind", "said"),
+    [
+        (errno.EMFILE, FailedPrecondition, "let this process open more files"),
+        (errno.EACCES, FailedPrecondition, "let the user that runs the aggregator read"),
+        (errno.EIO, DataLoss, "cannot be read"),
+    ],
+)
+def test_what_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch, name, code, kind, said):
+    (tmp_path / "a").write_text("a")
+    seal(tmp_path)
+    given = Path.open
+
+    def refused(path, *how, **more):
+        if path == tmp_path / name:
+            raise OSError(code, os.strerror(code), str(path))
+        return given(path, *how, **more)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(kind, match=f"{tmp_path / name} .*{said}"):
         require_sealed(tmp_path)

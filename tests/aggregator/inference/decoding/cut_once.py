@@ -23,3 +23,7 @@ def cut_once(what: Hashable, folder: Path, write: Callable[[Path], DecoderForm])
     kept, form = _CUT[key]
     shutil.copytree(kept, folder, dirs_exist_ok=True)
     return form
+
+
+async def whole() -> None:
+    """No file of what the tests have cut is damaged."""

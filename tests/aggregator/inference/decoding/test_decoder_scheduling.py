@@ -143,8 +143,9 @@ def test_who_waits_becomes_better_so_that_nobody_waits_for_ever(monkeypatch, pri
     assert order[-1] == waits.number
     assert priority - 1 <= now <= within, "before, priorities count; after, it is its turn"
 
+
 def test_a_long_prompt_waits_not_for_ever_behind_its_own_owners_short_sessions(monkeypatch):
-    """An owner's tokens fill each trip, another owner's session waits at times: the long prompt rises, too."""
+    """An owner's tokens fill each trip, another owner's wait as well: the long prompt rises, too."""
     monkeypatch.setattr(scheduling, "FLIGHT_SESSIONS", 1)
     m, _ = machine()
     (flight,) = flights(m.extend(m.open("me", 0.0).number, [1], 0.0, 999.0))

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
-from cut_once import cut_once
+from cut_once import cut_once, whole
 from decoder_runs import WholeDecoder
 from house import House, until
 
@@ -61,7 +61,7 @@ class Serving:
         engine = SimpleNamespace(trips=house.trips, bulk=house.bulk, membership=house.membership)
         held = {part: [*nodes[part : part + replicas]] for part in range(plan.parts)}
         pick = roomiest(house.membership)
-        self.serving = DecoderServing(engine, "m", self.path, folder, form, held, pick, lambda node: 0)
+        self.serving = DecoderServing(engine, "m", self.path, folder, form, held, pick, lambda node: 0, whole)
         house.trips.watch(lambda node: self.serving.look())
         self.vocabulary = form.vocabulary
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cut_once import cut_once
+from cut_once import cut_once, whole
 from decoder_runs import WholeEncoderDecoder
 from house import House, until
 
@@ -53,6 +53,7 @@ class Serving:
             held,
             roomiest(house.membership),
             lambda node: 0,
+            whole,
         )
         house.trips.watch(lambda node: self.serving.look())
 
