@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from edge_attention.core.errors import InvalidArgument
@@ -10,14 +10,19 @@ from edge_attention.core.errors import InvalidArgument
 __all__ = ["find_id_column"]
 
 
-def find_id_column(names: Sequence[str], wanted: str | None, path: Path) -> int | None:
+def find_id_column(
+    names: Sequence[str], wanted: str | None, path: Path, vectors: Container[str] = ()
+) -> int | None:
     """The place of the column `wanted`, by name or as `#1`; None: of `id` or `ids`, empty: of none.
+
+    `vectors`: columns of several values a row. Such a one called `ids` is tokens, and the ids of rows only
+    where it is asked for (and then refused).
 
     Raises:
         InvalidArgument: there is no such column.
     """
     if wanted is None:
-        return next((i for i, name in enumerate(names) if name in ("id", "ids")), None)
+        return next((i for i, n in enumerate(names) if n in ("id", "ids") and n not in vectors), None)
     if not wanted:
         return None
     if wanted in names:

@@ -42,7 +42,8 @@ def read_npz(path: Path, options: TableOptions) -> Table:
     require_room(path, sum(math.prod(shape) * dtype.itemsize for shape, dtype in headers.values()))
     aside = {name: reason for name, (shape, dtype) in headers.items() if (reason := _reason(shape, dtype))}
     names = [name for name in headers if name not in aside]
-    place = find_id_column(names, options.id_column, path)
+    vectors = {name for name, (shape, _) in headers.items() if math.prod(shape[1:]) > 1}
+    place = find_id_column(names, options.id_column, path, vectors)
     identity = None if place is None else names[place]
     ids = None
     columns: dict[str, TableColumn] = {}

@@ -53,7 +53,8 @@ def read_parquet(path: Path, options: TableOptions) -> Table:
                 raise InvalidArgument(f"{path.name} has no rows; a dataset has one or more")
         columns = [_ParquetColumn(path.name, field.name, field.type, pyarrow, compute) for field in schema]
         names = [column.name for column in columns]
-        place = find_id_column(names, options.id_column, path)
+        vectors = {field.name for field in schema if _is_list(field.type, pyarrow)}
+        place = find_id_column(names, options.id_column, path, vectors)
         if place is not None:
             columns[place].is_id()
         twice = {name for name in names if names.count(name) > 1}

@@ -111,6 +111,18 @@ def test_ids_that_are_none(tmp_path, ids, said):
     assert said in caught.value.message
 
 
+def test_tokens_called_ids_are_a_column(tmp_path):
+    tokens = np.array([[4, 7, 0], [5, 0, 0]])
+    table = read(tmp_path, ids=tokens, label=np.array([1, 0]))
+    assert table.ids is None
+    np.testing.assert_array_equal(table.columns["ids"].values, tokens)
+    table = read(tmp_path, ids=tokens, id=np.array(["a", "b"]))  # and the ids of rows are those that are
+    assert list(table.ids) == [b"a", b"b"]
+    assert "ids" in table.columns
+    with pytest.raises(InvalidArgument, match="column 'ids': an id is one value a row"):
+        read_table(tmp_path / "d.npz", TableOptions(id_column="ids"))
+
+
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [

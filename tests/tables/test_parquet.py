@@ -176,3 +176,9 @@ def test_no_parquet_file(tmp_path):
     (tmp_path / "d.parquet").write_bytes(b"nothing of the kind")
     with pytest.raises(InvalidArgument, match="not a Parquet file"):
         read_table(tmp_path / "d.parquet")
+
+
+def test_tokens_called_ids_are_a_column(tmp_path):
+    table = read(tmp_path, {"ids": [[4, 7], [5, 0]], "label": [1, 0]})
+    assert table.ids is None
+    np.testing.assert_array_equal(table.columns["ids"].values, [[4, 7], [5, 0]])

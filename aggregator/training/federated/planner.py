@@ -269,7 +269,7 @@ def plan(
         (folder / f"{digest}.onnx").write_bytes(graph)
         planned[role] = PlannedGraphFile(digest, tuple(graph_inputs(graph)), tuple(graph_outputs(graph)))
     safetensors.numpy.save_file(
-        {f"p/{i}": np.ascontiguousarray(array) for i, array in enumerate(parameters.values())},
+        {f"p/{i}": np.asarray(array, order="C") for i, array in enumerate(parameters.values())},
         folder / "initial.safetensors",
     )
     inputs = tuple(

@@ -107,7 +107,7 @@ def plan(
     result = FusionPlan(job, tuple(made), _part(job.head, head, job.batch, folder))
     parameters = [array for part in (*encoders, head) for array in part.parameters.values()]
     safetensors.numpy.save_file(
-        {name: np.ascontiguousarray(array) for name, array in zip(result.names, parameters, strict=True)},
+        {name: np.asarray(array, order="C") for name, array in zip(result.names, parameters, strict=True)},
         folder / "initial.safetensors",
     )
     return result

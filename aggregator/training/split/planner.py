@@ -177,7 +177,7 @@ def plan(
 
     _require_room(job, made, nodes, recomputed, together)
     safetensors.numpy.save_file(
-        {f"p/{i}": np.ascontiguousarray(array) for i, array in enumerate(model.parameters.values())},
+        {f"p/{i}": np.asarray(array, order="C") for i, array in enumerate(model.parameters.values())},
         folder / "initial.safetensors",
     )
     return made

@@ -317,4 +317,4 @@ def piece_of_version(plan: SplitPlan, parameters: TensorFile, weight: Weight) ->
     """What of a parameter the extent takes, as a part is given it."""
     index = plan.names.index(weight.name)
     whole = parameters.read(f"p/{index}").reshape(plan.shapes[index])
-    return np.ascontiguousarray(take(whole, weight.extent))
+    return np.asarray(take(whole, weight.extent), order="C")

@@ -18,6 +18,7 @@ from onnx_ad import reverse
 
 from edge_attention.core.errors import InvalidGraph
 from edge_attention.graphs.gradients import convolutions, norms, padding, picks  # noqa: F401 -- their rules
+from edge_attention.graphs.gradients.data_lengths import lengths_of_data
 from edge_attention.graphs.gradients.frozen import declare, join, split
 from edge_attention.graphs.gradients.guarded import mark_guarded
 from edge_attention.graphs.gradients.runner import Runner, sample
@@ -125,8 +126,12 @@ def differentiate(
     except (InvalidGraph, MemoryError):
         raise
     except Exception as error:  # the library fails in many ways on graphs it has no rule for
-        where = _node_of(error)
-        raise InvalidGraph(f"{place}: cannot be differentiated{where}: {error}") from error
+        node = _node_of(error)
+        where = (
+            f", at {node.op_type} '{node.name or next(iter(node.output), '')}'" if node is not None else ""
+        )
+        remedy = lengths_of_data(model, node)
+        raise InvalidGraph(f"{place}: cannot be differentiated{where}: {error}{remedy}") from error
     graph = result.graph
     primal_inputs = {value.name: value for value in bound.graph.input}
     primal_outputs = {value.name: value for value in bound.graph.output}
@@ -324,13 +329,13 @@ def _between(sides: Sequence[tuple[float, float, float]], middle: float, gradien
     return False
 
 
-def _node_of(error: BaseException) -> str:
+def _node_of(error: BaseException) -> NodeProto | None:
     """The node whose rule raised it, as far as can be told: the library does not say."""
-    found, trace = "", error.__traceback__
+    found, trace = None, error.__traceback__
     while trace:
         node = trace.tb_frame.f_locals.get("node")
         if isinstance(node, NodeProto):
-            found = f", at {node.op_type} '{node.name or next(iter(node.output), '')}'"
+            found = node
         trace = trace.tb_next
     return found
 

@@ -104,7 +104,7 @@ def _filled(part: TrainedPart, place: str) -> ModelProto:
         model = raise_opset(model, place)
     keep(model.graph.input, {value.name for value in model.graph.input} - part.values.keys())
     model.graph.initializer.extend(
-        numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in part.values.items()
+        numpy_helper.from_array(np.asarray(value, order="C"), name) for name, value in part.values.items()
     )
     return model
 

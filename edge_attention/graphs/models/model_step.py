@@ -129,7 +129,7 @@ def _initial(value: ValueInfoProto, initial: Mapping[str, NDArray[np.generic]], 
             f"{place}: parameter '{value.name}' is {dtype} {list(shape)} and its initial value {given.dtype} "
             f"{list(given.shape)}; both must be float32 of one shape"
         )
-    return numpy_helper.from_array(np.ascontiguousarray(given), value.name)
+    return numpy_helper.from_array(np.asarray(given, order="C"), value.name)
 
 
 def _check_batch(graph: GraphProto, place: str) -> bool:

@@ -64,7 +64,7 @@ def trained_onnx(
             )
         if not np.isfinite(given).all():
             raise InvalidGraph(f"{place}: the value of '{tensor.name}' has NaN or Inf; it cannot be served")
-        kept = np.ascontiguousarray(given)
+        kept = np.asarray(given, order="C")  # ascontiguousarray makes a scalar a vector
         if tensor.data_type != TensorProto.FLOAT:
             with np.errstate(over="ignore"):
                 kept = kept.astype(helper.tensor_dtype_to_np_dtype(tensor.data_type))

@@ -185,6 +185,38 @@ def test_an_operator_without_a_rule_is_named_with_its_node() -> None:
         encoder_gradient(part, BATCH)
 
 
+def test_rows_that_are_picked_by_their_values_are_said_to_be_why() -> None:
+    """A mixture of experts as it is often written: each expert computes the rows that a mask picks."""
+    rng = np.random.default_rng(0)
+    picking = model(
+        [
+            helper.make_node("Slice", ["x", "from", "to", "axis"], ["one"]),
+            helper.make_node("Squeeze", ["one", "axis"], ["first"]),
+            helper.make_node("Greater", ["first", "zero"], ["mask"]),
+            helper.make_node("NonZero", ["mask"], ["chosen"], name="pick"),
+            helper.make_node("Transpose", ["chosen"], ["rows"], perm=[1, 0]),
+            helper.make_node("MatMul", ["x", "w"], ["h"]),
+            helper.make_node("GatherND", ["h", "rows"], ["picked"]),
+            helper.make_node("ScatterND", ["h", "rows", "picked"], ["joined"]),
+            helper.make_node("Reshape", ["joined", "shape"], ["keys"]),
+            helper.make_node("Reshape", ["x", "shape"], ["values"]),
+        ],
+        {"x": ["n", 6]},
+        {"keys": ["n", 2, 1, 3], "values": ["n", 2, 1, 3]},
+        [
+            constant("w", rng.standard_normal((6, 6)).astype(np.float32)),
+            constant("shape", np.array([-1, 2, 1, 3], np.int64)),
+            constant("zero", np.array(0, np.float32)),
+            *(constant(name, np.array([at], np.int64)) for name, at in (("from", 0), ("to", 1), ("axis", 1))),
+        ],
+    )
+    part = load_part(picking.SerializeToString(), "encoder", where="experts")
+    with pytest.raises(
+        InvalidGraph, match=r"encoder 'experts': .*depends on data \(NonZero 'pick'.*x\[mask\].*weigh it"
+    ):
+        encoder_gradient(part, BATCH)
+
+
 def test_shapes_computed_from_the_batch_size_are_followed() -> None:
     """Exporters write a reshape as Shape, Gather, Concat; the gradient needs it as a constant."""
     rng = np.random.default_rng(0)

@@ -147,6 +147,22 @@ def test_parameters_that_were_merged_are_served_apart() -> None:
     close(tied, run(loaded.forward, {**feeds, "x/1": trained["scale"]})["y"].astype(np.float64))
 
 
+def test_a_parameter_that_is_one_number_stays_one_number() -> None:
+    """`nn.Parameter(torch.tensor(2.0))`, as of a learned temperature: its shape is [], not [1]."""
+    file = model(
+        [node("MatMul", ["x", "w"], ["found"]), node("Mul", ["found", "scale"], ["logits"])],
+        {"x": (1, ["n", 4])},
+        {"logits": (1, ["n", 3])},
+        {"w": normal(1, 4, 3), "scale": np.array(2, np.float32)},
+    )
+    loaded = load_model(file, loss=LOSS, parameters=["w", "scale"])
+    assert loaded.parameters["scale"].shape == ()
+    made = onnx.load_model_from_string(trained_onnx(file, {"scale": np.array(3, np.float32)}))
+    (scale,) = (tensor for tensor in made.graph.initializer if tensor.name == "scale")
+    assert list(scale.dims) == []
+    assert onnx.numpy_helper.to_array(scale) == 3
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

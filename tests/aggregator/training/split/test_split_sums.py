@@ -19,7 +19,7 @@ from aggregator.training.split import samples
 from aggregator.training.split.plan import OVERWRITTEN
 from aggregator.training.split.samples import OwnSamples, SampleTurns, check_samples, require_batch
 from aggregator.training.split.sums import LANES_KNOWN, AddingPrograms, NodeSums
-from aggregator.training.split.versions import GradientSum
+from aggregator.training.split.versions import GradientSum, piece_of_version
 from edge_attention.core.errors import InvalidArgument, InvalidTensor, NotFinite, Unavailable
 from edge_attention.core.messages.program import Drop, Return, Run
 from edge_attention.core.schedule.schedule import (
@@ -33,6 +33,15 @@ from edge_attention.core.schedule.schedule import (
 from edge_attention.graphs.backward.summed import COUNT, adding_all, adding_graph
 
 NAMES = ("w", "b")
+
+
+def test_a_parameter_that_is_one_number_is_sent_as_one_number():
+    """Its shape is [], which `ascontiguousarray` makes [1]: a part's graph would not take that."""
+    plan = SimpleNamespace(names=("scale",), shapes=((),))
+    version = SimpleNamespace(read=lambda name: np.array([2], np.float32))
+    sent = piece_of_version(plan, version, SimpleNamespace(name="scale", extent=()))
+    assert sent.shape == ()
+    assert sent == 2
 
 
 def piece(rng):
