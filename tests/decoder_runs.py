@@ -259,10 +259,12 @@ class WholeDecoder:
     def step(self, token: int) -> Array:
         """Logits [vocabulary] after one more token."""
         feeds = dict(self._past)
-        for name in self._inputs:
+        for name, one in self._inputs.items():
             if name in self._past:
                 continue
-            if "mask" in name:
+            if one.type == "tensor(bool)":  # of both steps in the file the one with a past
+                feeds[name] = np.array([True])
+            elif "mask" in name:
                 feeds[name] = np.ones((1, self.length + 1), np.int64)
             elif "position" in name:
                 feeds[name] = np.array([[self.length]], np.int64)

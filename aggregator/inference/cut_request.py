@@ -77,6 +77,7 @@ class CutRequest:
         before: the plan that serves, of a model that is planned anew: it is cut where that gains enough.
         dimensions: sizes of open dimensions, by name.
         shapes: of the inputs, of a request; {}: those that `dimensions` and defaults say.
+        given: as of `PlannedParts`, of a model that was planned before.
         whole: it is not to be cut, of a model that was planned before.
         rows: whether it is to be found out if rows of a batch meet.
         rows_whole: the same of a model that is not cut.
@@ -98,6 +99,7 @@ class CutRequest:
     rows_whole: bool = False
     before: str = ""
     hub: HubTold = HubTold()
+    given: Mapping[str, bool] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {

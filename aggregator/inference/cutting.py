@@ -82,9 +82,13 @@ def cut_as_asked(request: CutRequest, opened: OpenModel | None = None) -> Planne
         FailedPrecondition, ResourceExhausted: too few nodes, or too small ones.
     """
     model = opened or open_model(Path(request.model))
+    if request.plan or request.before:
+        model = replace(model, given=request.given)
     inputs, outputs = tensors_of(model)
     looked_up, joined = rows_looked_up(model), joined_inputs(model)
     planned = replace(_cut(model, inputs, outputs, request), looked_up=looked_up, joined=joined)
+    if model.given and not planned.whole:
+        planned = replace(planned, given=model.given, notes=(*planned.notes, _step_said(model.given)))
     if request.plan or not Path(request.into).is_dir():  # of a model that was planned before
         return planned
     if files := decoder_files(Path(request.model).parent):
@@ -248,6 +252,15 @@ def _with_decoder(planned: PlannedParts, files: list[Path], folder: Path) -> Pla
     note = "an encoder; its decoder is served as sessions, by the same plan"
     return replace(
         planned, decoder=dumps_decoder(form), parts=parts, node_bytes=node_bytes, notes=(*planned.notes, note)
+    )
+
+
+def _step_said(given: Mapping[str, bool]) -> str:
+    """Which step of a file with both is served, where it is cut."""
+    (name, value), *_ = given.items()
+    return (
+        f"of both steps in the file the one with a past is cut: {name} is always {str(value).lower()}, and a "
+        "first step's past has 0 tokens"
     )
 
 

@@ -76,6 +76,7 @@ class PlannedParts:
         nodes: that it was made with, those that hold nothing included.
         looked_up: by input of whole numbers how many rows there are that they look up.
         joined: by input the axis along which the model joins something to it: there it may be empty.
+        given: by input of one element what it must be, as the model was cut for that alone.
     """
 
     inputs: tuple[ModelTensor, ...]
@@ -110,6 +111,7 @@ class PlannedParts:
     nodes: tuple[str, ...] = ()
     looked_up: Mapping[str, int] = field(default_factory=dict)
     joined: Mapping[str, int] = field(default_factory=dict)
+    given: Mapping[str, bool] = field(default_factory=dict)
 
     def held_by(self, holders: Holders) -> PlannedParts:
         """The same with other holders. Bytes of a node that holds several parts are counted apart."""
@@ -143,6 +145,7 @@ class PlannedParts:
             "nodes": list(self.nodes),
             "looked_up": dict(self.looked_up),
             "joined": dict(self.joined),
+            "given": dict(self.given),
         }
 
     @classmethod
@@ -173,6 +176,7 @@ class PlannedParts:
             tuple(map(str, data.get("nodes", ()))),
             {str(name): int(rows) for name, rows in data.get("looked_up", {}).items()},
             {str(name): int(axis) for name, axis in data.get("joined", {}).items()},
+            {str(name): bool(value) for name, value in data.get("given", {}).items()},
         )
 
 

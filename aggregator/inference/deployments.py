@@ -23,7 +23,7 @@ from aggregator.inference.calls import job_scope
 from aggregator.inference.deploy_check import require_deployable
 from aggregator.inference.deploy_news import DeployNews
 from aggregator.inference.deployed import Deployed, PlannedParts, Shapes
-from aggregator.inference.feeds import require_inputs, require_looked_up, shape_key
+from aggregator.inference.feeds import require_given, require_inputs, require_looked_up, shape_key
 from aggregator.inference.life import Life
 from aggregator.inference.making import DeploymentMaking, made_folder, new_id
 from aggregator.inference.measures_file import SAVE_SECONDS, MeasuresFile
@@ -227,7 +227,8 @@ class Deployments:
 
         Raises:
             InvalidArgument: there is no such priority.
-            InvalidTensor: the inputs do not go together, or look up what is not there.
+            InvalidTensor: the inputs do not go together, look up what is not there, or choose what was not
+                cut.
             Overloaded: too many requests of it wait.
             DeadlineExceeded: says what was waited for, or that it cannot be answered in time.
             EdgeAttentionError: what keeps it from answering.
@@ -237,6 +238,7 @@ class Deployments:
         if not 0 <= priority <= PRIORITIES:
             raise InvalidArgument(f"priority is {priority}; 1 goes first, {PRIORITIES} last, 0 is {PRIORITY}")
         require_inputs(deployed.planned.inputs, feeds)
+        require_given(deployed.planned.given, feeds)
         until = time.monotonic() + seconds
         looked_up = deployed.planned.looked_up
         if sum(feeds[name].nbytes for name in looked_up) < LARGE_IDS:

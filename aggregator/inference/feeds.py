@@ -29,6 +29,7 @@ __all__ = [
     "may_be_empty",
     "pieces",
     "require_feeds",
+    "require_given",
     "require_inputs",
     "require_looked_up",
     "shape_key",
@@ -170,6 +171,22 @@ def require_inputs(inputs: Sequence[ModelTensor], arrays: Mapping[str, Array]) -
                     f"dimension {name!r} is {known} in input {where!r} and {size} in axis {axis} of "
                     f"{one.name!r}; it must be the same in both"
                 )
+
+
+def require_given(given: Mapping[str, bool], arrays: Mapping[str, Array]) -> None:
+    """Refuse the step of a file with two that is not cut.
+
+    Raises:
+        InvalidTensor: names the input, and says what to send instead.
+    """
+    for name, value in given.items():
+        if bool((arrays[name] != value).any()):
+            is_not, is_ = str(not value).lower(), str(value).lower()
+            raise InvalidTensor(
+                f"input {name!r} is {is_not}, which chooses the file's step without a past, and what is cut "
+                f"is the one with it: send {is_}, with a past of 0 tokens for a first step; or deploy the "
+                "model by replicate, which serves both"
+            )
 
 
 def require_looked_up(rows: Mapping[str, int], arrays: Mapping[str, Array]) -> None:

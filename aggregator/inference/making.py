@@ -85,8 +85,8 @@ class DeploymentMaking:
             into = work / "cut"
             asked = CutRequest(
                 str(deployed.folder.model), str(into), word, nodes=nodes, replicas=before.request.replicas,
-                holders=holders, shapes=before.planned.shapes, halves=before.request.halves,
-                before=before.planned.plan, rows=before.request.max_batch > 1,
+                holders=holders, shapes=before.planned.shapes, given=before.planned.given,
+                halves=before.request.halves, before=before.planned.plan, rows=before.request.max_batch > 1,
                 hub=self._nodes.hub(),
                 rows_whole=before.request.max_batch != 1,
             )  # fmt: skip

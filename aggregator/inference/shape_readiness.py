@@ -201,7 +201,7 @@ class ShapeReadiness:
             into = work / "cut"
             asked = CutRequest(
                 str(deployed.folder.model), str(into), plan=planned.plan, holders=planned.holders,
-                shapes=shapes, halves=deployed.request.halves, whole=planned.whole,
+                shapes=shapes, given=planned.given, halves=deployed.request.halves, whole=planned.whole,
             )  # fmt: skip
             await self._cutters.cut(deployed.id, asked, work)
             await asyncio.to_thread(_sealed, into, target)

@@ -4,7 +4,8 @@ python -m tools.exports.stock_optimum FOLDER
 
 With `optimum-onnx==0.1.0 'transformers==4.57.*'` in a folder of their own on PYTHONPATH, beside what
 tools.exports needs. FOLDER/optimum_NAME_decoder.onnx, ..._with_past.onnx and, of T5, ..._merged.onnx: the
-small ones that the tests have. `--whole`: FOLDER/NAME/ has all that optimum writes, to be deployed.
+small ones that the tests have; and optimum_llama_merged.onnx, a decoder's two steps as older versions merged
+them. `--whole`: FOLDER/NAME/ has all that optimum writes, to be deployed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any
 
 import torch
 import transformers as T
-from optimum.exporters.onnx import main_export
+from optimum.exporters.onnx import export, main_export
+from optimum.exporters.tasks import TasksManager
+from optimum.onnx.graph_transformations import merge_decoders
 from tokenizers import Tokenizer, models
 
 from tools.exports.bare import bare
@@ -47,7 +50,24 @@ def main() -> int:
                 path.write_bytes((made / f"{theirs}.onnx").read_bytes())
                 bare(path)
                 print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB", flush=True)
+    if not said.whole:
+        _write_merged(_llama(), said.folder / "optimum_llama_merged.onnx")
     return 0
+
+
+def _write_merged(model: Any, path: Path) -> None:
+    """A decoder's two steps, exported one by one and merged."""
+    liven(model)
+    config = TasksManager.get_exporter_config_constructor(
+        "onnx", model, task="text-generation", library_name="transformers"
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        steps = [Path(scratch, f"{past}.onnx") for past in (False, True)]
+        for past, step in enumerate(steps):
+            export(model, config(model.config, use_past=True, use_past_in_inputs=bool(past)), step, opset=17)
+        merge_decoders(*steps, save_path=path, strict=False)
+    bare(path)
+    print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB", flush=True)
 
 
 def _write(model: Any, source: Path, made: Path, task: str) -> None:
@@ -58,6 +78,20 @@ def _write(model: Any, source: Path, made: Path, task: str) -> None:
     if task == SPEECH:
         T.WhisperFeatureExtractor(feature_size=80).save_pretrained(source)
     main_export(str(source), output=made, task=task, do_validation=False)
+
+
+def _llama() -> Any:
+    return T.LlamaForCausalLM(
+        T.LlamaConfig(
+            hidden_size=WIDTH,
+            intermediate_size=INNER,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=HEADS // 2,
+            vocab_size=WORDS,
+            max_position_embeddings=64,
+        )
+    )
 
 
 def _t5() -> Any:

@@ -74,6 +74,7 @@ def bind(
     *,
     fused: bool = False,
     changing: Collection[str] = (),
+    given: Mapping[str, bool] = {},
 ) -> BoundGraph:
     """The model for inputs of fixed shapes.
 
@@ -88,6 +89,7 @@ def bind(
             weights do, jumps otherwise.
         changing: initializers whose values will be others, as those that train: nothing is computed of them,
             be they single numbers.
+        given: inputs of one element whose value is known.
 
     Raises:
         InvalidArgument: a dimension has no size, or is given one it cannot have, as a text longer than the
@@ -99,7 +101,7 @@ def bind(
             model = inline_local_functions(model)
         except Exception as error:  # whatever its C++ half raises
             raise InvalidGraph(f"the model's functions cannot be inlined: {first_line(error)}") from None
-    return _Binding(model, dimensions, read, fused, changing).bound()
+    return _Binding(model, dimensions, read, fused, changing, given).bound()
 
 
 class _Binding:
@@ -112,6 +114,7 @@ class _Binding:
         read: Read | None,
         fused: bool,
         changing: Collection[str],
+        given: Mapping[str, bool],
     ) -> None:
         self._fused = fused
         self._graph = model.graph
@@ -123,6 +126,9 @@ class _Binding:
         self._known = KnownValues(model, read, changing)
         for name, form in self._inputs.items():
             self._known.declare(name, form)
+        for name, value in given.items():
+            if prod(shape := self._inputs[name].shape) == 1:
+                self._known.add(name, np.full(shape, value), sized=False)
         self._alias: dict[str, str] = {}
         self._nodes: list[NodeProto] = []
         self._why: dict[str, str] = {}

@@ -45,7 +45,9 @@ def analyse(
     model: OpenModel, dimensions: Mapping[str, int], *, fused: bool = False, changing: Collection[str] = ()
 ) -> Axes:
     """The axes of a model for inputs of fixed sizes. Raises as `bind`, which says what the options are."""
-    return axes_of(bind(model.model, dimensions, model.read, fused=fused, changing=changing))
+    return axes_of(
+        bind(model.model, dimensions, model.read, fused=fused, changing=changing, given=model.given)
+    )
 
 
 def cuts_no_layer(plan: CutPlan) -> bool:

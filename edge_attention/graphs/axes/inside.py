@@ -24,15 +24,23 @@ Fresh = Callable[[str], str]
 
 
 def branch_taken(node: NodeProto, taken: bool, known: KnownValues, fresh: Fresh) -> list[NodeProto]:
-    """The nodes of an If's branch, in its place."""
+    """The nodes of an If's branch, in its place. What they make is called as what the If gives, where it can
+    be: by a node behind all others a value would live until there."""
     name = "then_branch" if taken else "else_branch"
-    branch = _renamed(next(a.g for a in node.attribute if a.name == name), known, fresh, {})
+    branch = next(a.g for a in node.attribute if a.name == name)
+    pairs = [(v.name, output) for v, output in zip(branch.output, node.output, strict=False) if output]
+    made = {name for inner in branch.node for name in inner.output}
+    called: dict[str, str] = {}
+    for name, output in pairs:
+        if name in made:
+            called.setdefault(name, output)
+    copy = _renamed(branch, known, fresh, called)
     ends = [
         helper.make_node("Identity", [value.name], [output])
-        for value, output in zip(branch.output, node.output, strict=False)
-        if output
+        for value, output in zip(copy.output, node.output, strict=False)
+        if output and value.name != output
     ]
-    return [*branch.node, *ends]
+    return [*copy.node, *ends]
 
 
 def turns_of(node: NodeProto, known: KnownValues, fresh: Fresh) -> list[NodeProto] | None:

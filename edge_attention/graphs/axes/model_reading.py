@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from edge_attention.core.errors import DataLoss, InvalidGraph, NotFound
 from edge_attention.core.schedule.extents import take
 from edge_attention.core.schedule.schedule import Weight
 from edge_attention.core.tensors import Array
+from edge_attention.graphs.axes.both_steps import loosen_mask, step_with_past
 from edge_attention.graphs.axes.older import modern
 from edge_attention.graphs.reading import read_older
 
@@ -66,11 +67,13 @@ class OpenModel:
     Attributes:
         model: as the strict reader gives it; the initializers in `places` have type and shape, and no data.
         places: initializer -> where its bytes are.
+        given: input of one element -> what it is, wherever the model is cut.
     """
 
     path: Path
     model: ModelProto
     places: Mapping[str, WeightPlace]
+    given: Mapping[str, bool] = field(default_factory=dict)
 
     def read(self, name: str) -> Array:
         """All of an initializer.
@@ -139,7 +142,10 @@ def open_model(path: Path) -> OpenModel:
         tensor.data_type = declared[name].type.tensor_type.elem_type
         tensor.dims.extend(shapes[name])
         tensor.data_location = TensorProto.EXTERNAL
-    return OpenModel(path, model, {name: place for name, place in places.items() if name in declared})
+    given = step_with_past(model)
+    if given:
+        loosen_mask(model)
+    return OpenModel(path, model, {name: place for name, place in places.items() if name in declared}, given)
 
 
 def _say_sizes(model: ModelProto) -> None:

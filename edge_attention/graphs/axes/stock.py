@@ -275,7 +275,8 @@ class FormStock:
             self.obtain(stage, n, s) if n else None for n, s in zip(node.input, asked, strict=True)
         )
         # Of what graphs inside read, names of their own are none of the outside.
-        outside = {n for n in reads(node) - set(node.input) if n in self.specs or n in self.bound.unknown}
+        own = {*node.input, *node.output}  # an If's branch may call what it gives as the If does
+        outside = {n for n in reads(node) - own if n in self.specs or n in self.bound.unknown}
         captured = {n: self.obtain(stage, n, None) for n in sorted(outside)}
         results = way.results if way is not None else (None,) * len(node.output)
         operation = Operation(

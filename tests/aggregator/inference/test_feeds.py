@@ -14,6 +14,7 @@ from aggregator.bounds.budget import Budgets
 from aggregator.inference.feeds import (
     Feeds,
     pieces,
+    require_given,
     require_inputs,
     require_looked_up,
     shape_key,
@@ -139,6 +140,14 @@ def test_a_shape_has_one_key_whatever_the_order():
 def test_shapes_in_words_are_so_long_at_most():
     assert len(shape_text({f"{number}{'n' * 500}": (1, 2) for number in range(9)})) == 1000
     assert shape_text({"ids": (1, 2), "mask": ()}) == "ids [1, 2], mask []"
+
+
+def test_the_step_of_a_file_that_was_not_cut_is_refused_with_what_to_send():
+    require_given({"use_cache": True}, {"use_cache": np.array([True])})
+    with pytest.raises(InvalidTensor, match=r"'use_cache' is false, .* send true, with a past of 0 tokens"):
+        require_given({"use_cache": True}, {"use_cache": np.array([False])})
+    with pytest.raises(InvalidTensor, match=r"'no_past' is true, .* send false"):
+        require_given({"no_past": False}, {"no_past": np.array([True])})
 
 
 def test_numbers_beyond_the_rows_that_they_look_up_are_named_with_their_place():

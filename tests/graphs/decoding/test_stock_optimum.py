@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from decoder_runs import PaperDecoder, PaperSession, WholeEncoderDecoder, session_of
+from decoder_runs import PaperDecoder, PaperSession, WholeDecoder, WholeEncoderDecoder, session_of
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
@@ -71,6 +71,22 @@ def test_logits_are_those_of_the_files(joined, word):
                 wanted.append(whole.step(token))
         found, expected = decoder.step(rows), np.array(wanted)
         assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("word", ["replicate", "layers", "heads", "tokens"])
+def test_a_decoder_alone_merged_of_its_two_steps_is_that_with_a_past(word):
+    path = EXPORTS / "optimum_llama_merged.onnx"
+    stages = {
+        "replicate": (Stage(range(LAYERS), (0,)),),
+        "layers": (Stage(range(2), (0,)), Stage(range(2, 5), (1,))),
+        "heads": (Stage(range(LAYERS), (0, 1, 2), Cut.HEADS, shares=(3, 0, 2)),),
+        "tokens": (Stage(range(LAYERS), (0, 1, 2), Cut.TOKENS, shares=(3, 1, 2)),),
+    }
+    decoder, session = PaperDecoder(path, CutPlan(stages[word])), PaperSession()
+    whole = WholeDecoder(path)
+    for token in (3, 9, 27, 1, 4):
+        found, wanted = decoder.step([(session, token)])[0], whole.step(token)
+        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
 def test_keys_of_the_states_need_no_layer_of_the_decoder():

@@ -1,0 +1,69 @@
+"""A file with both steps of a decoder, which an If on an input chooses between, as `optimum` merges them.
+
+    use_cache_branch [1] -- false: the first step, without a past    (a past is brought, and not looked at)
+                         `- true:  a later step, which joins its past with what is new
+
+A later step behind nothing is the first one. So where such a file is cut, the input is taken to be what
+chooses the later step; a file that is not cut is run as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from onnx import GraphProto, ModelProto, TensorShapeProto, ValueInfoProto
+
+from edge_attention.graphs.reading.needed import reads
+
+__all__ = ["loosen_mask", "step_with_past"]
+
+_PAST_RANK = 4
+"""Dimensions of keys and values of earlier tokens."""
+
+
+def step_with_past(model: ModelProto) -> dict[str, bool]:
+    """The input that chooses between two steps, and what it is for the one with a past; {}: there is none."""
+    graph = model.graph
+    inputs = _given(graph)
+    pasts = {name for name, value in inputs.items() if len(_dims(value)) == _PAST_RANK}
+    on_inputs = [node for node in graph.node if node.op_type == "If" and node.input[0] in inputs]
+    if len(on_inputs) != 1 or on_inputs[0].domain not in ("", "ai.onnx"):
+        return {}
+    branches = {attribute.name: attribute.g for attribute in on_inputs[0].attribute}
+    with_past = [name for name, branch in branches.items() if _read_inside(branch) & pasts]
+    if with_past not in (["then_branch"], ["else_branch"]):
+        return {}
+    return {on_inputs[0].input[0]: with_past == ["then_branch"]}
+
+
+def loosen_mask(model: ModelProto) -> None:
+    """Have the mask of such a file say how many tokens a later step gives it, in place.
+
+    Of the two files that were merged the first one's mask is declared, which has as many tokens as there are
+    new ones, by their name: with a past that would be none of its sizes.
+    """
+    inputs = _given(model.graph)
+    tokens = {_dims(v)[1].dim_param for n, v in inputs.items() if len(_dims(v)) == 2 and "mask" not in n}
+    pasts = [_dims(value) for value in inputs.values() if len(_dims(value)) == _PAST_RANK]
+    before = {dim.dim_param for dims in pasts for dim in dims[1:] if dim.dim_param} - tokens
+    for name, value in inputs.items():
+        if "mask" not in name or len(_dims(value)) != 2:
+            continue
+        last = _dims(value)[1]
+        if last.dim_param and last.dim_param in tokens:
+            last.dim_param = f"{min(before)} + {last.dim_param}" if len(before) == 1 else ""
+
+
+def _given(graph: GraphProto) -> Mapping[str, ValueInfoProto]:
+    held = {tensor.name for tensor in graph.initializer}
+    return {value.name: value for value in graph.input if value.name not in held}
+
+
+def _dims(value: ValueInfoProto) -> Sequence[TensorShapeProto.Dimension]:
+    return value.type.tensor_type.shape.dim
+
+
+def _read_inside(branch: GraphProto) -> set[str]:
+    """What a branch reads of the graph around it, or passes on."""
+    names = {name for node in branch.node for name in reads(node)}
+    return names | {value.name for value in branch.output}
