@@ -76,3 +76,14 @@ def test_the_demo_ends_well_and_writes_every_figure(tmp_path):
     assert partial["coverage"] == [[0, 32768]]
     assert partial["actual_error"] <= partial["bound"]
     assert figures["seconds"] > 0
+    # What the README shows is what it ends with: to one patient of 114, as processors round otherwise.
+    shown = {
+        name: float(value) / 100
+        for name, value in re.findall(r"^ (.+?) +(\d+\.\d\d)%  ", README, re.MULTILINE)
+    }
+    assert abs(shown["the fleet"] - accuracy["fleet"]) < 0.01
+    assert abs(shown["all data on one machine"] - accuracy["one_machine"]) < 0.01
+    for lab, alone in accuracy["alone"].items():
+        assert abs(shown[f"lab {lab} alone"] - alone) < 0.01
+    sent = float(re.search(r"bytes sent, training +([\d.]+) MiB", README)[1])
+    assert abs(sent - figures["bytes"]["sent"] / 2**20) < 0.02 * sent

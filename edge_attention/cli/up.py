@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import time
 from pathlib import Path
 from types import FrameType
@@ -15,6 +16,8 @@ from edge_attention.cli.output import print_json, say
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.failing import json_option, say_error
 
+USUAL_PORT = 50051
+"""Where the commands, clients and nodes look that are told nothing else."""
 _WARNING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback|Error:")
 
 
@@ -28,7 +31,10 @@ Example:
 @click.command(epilog=_EPILOG)
 @click.option("--nodes", "count", type=click.IntRange(1, 64), default=3, help="How many nodes.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, help="The aggregator's; 0: one that is free."
+    "--port",
+    type=click.IntRange(0, 65535),
+    help="The aggregator's; 0: one that is free.  [default: 50051, where commands and clients look; or one "
+    "that is free, where that is taken]",
 )
 @click.option(
     "--data",
@@ -50,7 +56,7 @@ Example:
 @json_option
 def up(
     count: int,
-    port: int,
+    port: int | None,
     data: tuple[str, ...],
     allow_release: tuple[str, ...],
     allow_own_data: bool,
@@ -63,7 +69,8 @@ def up(
     stop = StopAsked()
     before = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with LocalFleet(state, port, _tell) as fleet:
+        chosen = free_or_any(USUAL_PORT) if port is None else port
+        with LocalFleet(state, chosen, _tell) as fleet:
             fleet.start_aggregator("--metrics-port", "0")
             for name in names:
                 if stop.asked:
@@ -89,6 +96,17 @@ def up(
             signal.signal(number, handler)
     if not as_json:
         say("stopped")
+
+
+def free_or_any(port: int) -> int:
+    """`port` where nobody has it on 127.0.0.1, else 0: one that the system picks."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what a fleet that has ended leaves
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return 0
+    return port
 
 
 class StopAsked:
@@ -125,7 +143,8 @@ def _print_ready(fleet: LocalFleet, as_json: bool) -> None:
         where = f" at {fleet.address}" if child["name"] == AGGREGATOR else ""
         say(f"{child['name']}{where}, process id {child['pid']}")
     say(f"page: {page}")
-    say(f"ready: edge-attention --aggregator {fleet.address} nodes; Ctrl-C stops the fleet")
+    given = "" if fleet.address == f"127.0.0.1:{USUAL_PORT}" else f" --aggregator {fleet.address}"
+    say(f"ready: edge-attention{given} nodes; Ctrl-C stops the fleet")
 
 
 def _watch(fleet: LocalFleet, stop: StopAsked) -> None:

@@ -1,8 +1,10 @@
 """Starting, killing and stopping child processes; the daemons are stubs."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from edge_attention.cli.local_fleet import LocalFleet
+from edge_attention.cli.main import cli
+from edge_attention.cli.up import USUAL_PORT, free_or_any
 from edge_attention.core.errors import AlreadyExists, DeadlineExceeded, FailedPrecondition, NotFound
 
 HERE = str(Path(__file__).parent)
@@ -100,9 +104,9 @@ def test_children_end_with_a_parent_that_is_killed():
     assert all(gone(pid) for pid in pids)
 
 
-def up(*arguments):
+def up(*arguments, port=("--port", "0")):
     code = START + (
-        f"sys.argv = ['edge-attention', 'up', *{list(arguments)!r}]\n"
+        f"sys.argv = ['edge-attention', 'up', *{[*port, *arguments]!r}]\n"
         "from edge_attention.cli.main import main; main()"
     )
     return subprocess.Popen(
@@ -119,6 +123,33 @@ def test_up_stops_all_and_exits_zero(number):
     _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "")
     assert all(gone(child["pid"]) for child in told["children"])
+
+
+def test_up_is_where_commands_look_unless_somebody_else_is():
+    """README's client, and commands without --aggregator, find it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert free_or_any(port) == 0
+    assert free_or_any(port) == port
+    assert f"127.0.0.1:{USUAL_PORT}" in [
+        option.default for option in cli.params if option.name == "aggregator"
+    ]
+
+
+def test_up_on_a_port_that_is_taken_takes_another():
+    with socket.socket() as taken:
+        # Taken by this test, or by somebody else on this machine: both are so.
+        with contextlib.suppress(OSError):
+            taken.bind(("127.0.0.1", USUAL_PORT))
+            taken.listen()
+        process = up("--nodes", "1", "--json", port=())
+        told = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=120)
+    assert told["aggregator"] != f"127.0.0.1:{USUAL_PORT}"
+    assert process.returncode == 0
 
 
 def test_with_a_state_nodes_keep_theirs_too(tmp_path):
