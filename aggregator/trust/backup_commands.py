@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge_attention.core.errors import InvalidArgument
 from edge_attention.failing import json_option
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def restore(folder: Path, state: Path | None, as_json: bool) -> None:
 def _state(given: Path | None) -> Path:
     state = given or click.get_current_context().find_object(Path)
     if state is None:
-        raise InvalidArgument("give the aggregator's state folder: --state DIR, or EDGE_AGGREGATOR_STATE")
+        raise click.UsageError("give the aggregator's state folder: --state DIR, or EDGE_AGGREGATOR_STATE")
     return state
 
 

@@ -57,7 +57,7 @@ def _opened(state: Path | None) -> Iterator[_Opened]:
 
     state = state or click.get_current_context().find_object(Path)
     if state is None:
-        raise InvalidArgument("give the aggregator's state folder: --state DIR, or EDGE_AGGREGATOR_STATE")
+        raise click.UsageError("give the aggregator's state folder: --state DIR, or EDGE_AGGREGATOR_STATE")
     folder = folder_of(state)
     if not folder.is_dir():
         # Not made here: a mistyped folder would print tokens of an authority that no aggregator has.

@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from edge_attention.client.sync import Client
-from edge_attention.core.errors import InvalidArgument
 from edge_attention.trust.tokens import read_token
 
 _KEY = "edge_attention.cli.connection"
@@ -28,11 +27,15 @@ class Credentials:
         """The access token's text.
 
         Raises:
-            InvalidArgument: there are two, or the file holds none.
+            UsageError: more than one of these options says who calls.
+            InvalidArgument: the file holds none.
             FailedPrecondition: the file cannot be read.
         """
-        if self.access is not None and self.token_file is not None:
-            raise InvalidArgument("give --token or --token-file, not both")
+        given = {"--token": self.access, "--token-file": self.token_file, "--identity": self.identity}
+        first, *more = [option for option, value in given.items() if value is not None] or [""]
+        if more:
+            both = f"{first} or {more[0]}, not both: each says who is calling"
+            raise click.UsageError(f"give {both}", click.get_current_context(silent=True))
         return read_token(self.token_file, "access").text if self.token_file is not None else self.access
 
 

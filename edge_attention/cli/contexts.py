@@ -108,13 +108,13 @@ def append(address: str, name: str, file: Path, node: str | None, as_json: bool)
     arrays = load_npz(file, ("keys", "values"))
     with connect(address) as client:
         context = client.context(name)
-        before = context.tokens
+        before = _count(context)
         try:
             with append_progress(as_json) as told:
                 appended = context.append(arrays["keys"], arrays["values"], node=node, progress=told)
         except KeyboardInterrupt:
             with suppress(EdgeAttentionError):  # which says less than Ctrl-C does
-                now = context.describe(timeout=5.0).tokens
+                now = _count(context.describe(timeout=5.0))
                 say(
                     f"stopped: context {name} has {now:,} tokens, {now - before:,} more than before; an "
                     f"append stores its tokens in order, so what is left of {file} begins there",

@@ -9,7 +9,6 @@ import click
 from edge_attention.cli.connection import credentials
 from edge_attention.cli.output import print_json, say
 from edge_attention.client.secure_dial import enrol_client
-from edge_attention.core.errors import FailedPrecondition, InvalidArgument
 from edge_attention.failing import json_option
 from edge_attention.trust.certificates import ends, moment
 from edge_attention.trust.tokens import read_token
@@ -39,11 +38,11 @@ def enrol(
 ) -> None:
     """Make a client certificate with a join token; later commands show it with --identity."""
     if (token is None) == (token_file is None):
-        raise InvalidArgument("give the join token: --token eaj_..., or --token-file FILE")
+        raise click.UsageError("give the join token: --token eaj_..., or --token-file FILE")
     text = token if token is not None else read_token(token_file or Path(), "join").text
     folder = identity or credentials().identity
     if folder is None:
-        raise FailedPrecondition("give a folder for the key and the certificate: --identity DIR")
+        raise click.UsageError("give a folder for the key and the certificate: --identity DIR")
     made = enrol_client(address, text, folder, name, credentials().authority)
     until = ends(made.certificate)
     if as_json:

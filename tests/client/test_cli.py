@@ -293,6 +293,9 @@ def test_parameters(run, tmp_path, fake):
         (["contexts", "append", "memory", "JOB"], 1, "JOB"),
         (["contexts", "append", "memory", "QUERIES"], 1, "keys"),
         (["attend", "memory", "--queries", "QUERIES"], 1, "queries: ndarray holds no plain numbers"),
+        (["--token", "t", "--token-file", "JOB", "nodes"], 2, "give --token or --token-file, not both"),
+        (["--token", "t", "--identity", ".", "nodes"], 2, "give --token or --identity, not both"),
+        (["enrol", "--token", "t"], 2, "give a folder for the key and the certificate: --identity DIR"),
         (["train"], 2, "give one of"),
         (["train", "--list", "--stop", "r1"], 2, "give one of"),
         (["train", "--watch", "other"], 1, "no run 'other'"),
@@ -515,6 +518,7 @@ def test_ctrl_c_in_an_append_stays_ctrl_c_where_nobody_answers_any_more(run, mon
     assert "nobody answers" not in out + err
 
 
+DAEMON = "import sys; from {0} import main; sys.argv = [{1!r}, '--help']; main()"
 TABLE = """
 import sys
 from edge_attention import failing
@@ -525,7 +529,14 @@ sys.exit(failing.run(table, "edge-attention", [], traceback=True))
 
 
 @pytest.mark.parametrize(
-    "what", [["-m", "edge_attention.cli.entry", "--help"], ["-c", TABLE]], ids=["help", "table"]
+    "what",
+    [
+        ["-m", "edge_attention.cli.entry", "--help"],
+        ["-c", TABLE],
+        ["-c", DAEMON.format("edge_node.main", "edge-node")],
+        ["-c", DAEMON.format("aggregator.main", "edge-aggregator")],
+    ],
+    ids=["help", "table", "edge-node", "edge-aggregator"],
 )
 def test_nobody_reads_what_is_printed(what):
     """A pipe whose reader has gone, and a stdout that was closed before it began: no error, and no words."""

@@ -24,6 +24,8 @@ from aggregator.store.state import State
 from aggregator.trust.authority import Authority, folder_of
 from aggregator.trust.registry import CertificateRow, Registry
 from edge_attention.cli import main as cli_main
+from edge_attention.client.sync import Context
+from edge_attention.core.messages.attention import Segment
 from edge_attention.core.messages.training import RunState
 from edge_attention.demo.show import conclude
 from edge_node.main import main as node
@@ -122,7 +124,7 @@ EXAMPLES = {
     ),
     "edge-attention doctor": Example("--queries 0", "'--queries': 0 is not in the range", json="--idle 0"),
     "edge-attention enrol": Example(
-        "", "give the join token: --token eaj_..., or --token-file FILE", 1, "--token TOKEN --identity kept"
+        "", "give the join token: --token eaj_..., or --token-file FILE", json="--token TOKEN --identity kept"
     ),
     "edge-attention ensemble": Example("nothing", "No such command 'nothing'"),
     "edge-attention ensemble deploy": Example(
@@ -171,7 +173,7 @@ EXAMPLES = {
     "edge-attention up": Example("--data x", "'x' is not NAME=FILE", json=seen("client/test_local_fleet.py")),
     "edge-aggregator": Example("--lease 0", "'--lease': 0.0 is not in the range"),
     "edge-aggregator backup": Example(
-        "copy", "give the aggregator's state folder: --state DIR", 1, "copy --state state"
+        "copy", "give the aggregator's state folder: --state DIR", json="copy --state state"
     ),
     "edge-aggregator certificate": Example("nothing", "No such command 'nothing'"),
     "edge-aggregator certificate list": Example(
@@ -186,7 +188,7 @@ EXAMPLES = {
         "--uses 2 --unlimited", "--uses and --unlimited exclude each other", json="--state state"
     ),
     "edge-aggregator token list": Example(
-        "", "give the aggregator's state folder: --state DIR", 1, "--state state"
+        "", "give the aggregator's state folder: --state DIR", json="--state state"
     ),
     "edge-aggregator token revoke": Example(
         "none --state state", "there is no token 'none'", 1, "TOKEN --state state"
@@ -483,3 +485,17 @@ def test_what_a_new_user_may_do_wrong_is_said_in_plain_words(run, memory, words)
     assert (code, out) == (WRONG[words][0], "")
     assert WRONG[words][1] in " ".join(err.split())
     assert "Traceback" not in err
+
+
+def test_ctrl_c_in_an_append_counts_no_tokens_that_were_trimmed(run, monkeypatch, memory, fake):
+    told = fake.told("memory")
+    trimmed = replace(told, segments=(Segment("s0", range(4, 10), ("a",), ("a",)),))
+    monkeypatch.setattr(fake, "told", lambda _: trimmed)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Context, "append", interrupted)
+    code, _, err = run("edge-attention contexts append", "memory", "tokens.npz")
+    assert code in (1, 130)
+    assert "context memory has 6 tokens, 0 more than before" in err

@@ -71,6 +71,8 @@ class OwedDrops:
         """Have these drop it, whether they are there now or come back."""
         members = ((node, self._membership.get(node)) for node in nodes)
         lives = {node: member.register.instance for node, member in members if member is not None}
+        if (known := self._owed.pop(scope, None)) is not None:  # others are to drop it, too
+            lives = known.lives | lives
         self._owed[scope] = _Owed(lives, slot)
         if not lives:
             self._settled(scope)

@@ -7,7 +7,6 @@ import logging
 import math
 import secrets
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,8 +127,8 @@ class DecoderServing:
         self._owed = OwedDrops(
             engine.trips, engine.membership, self._start, lambda slot: self.machine.freed(slot)
         )
-        self._untried: Counter[tuple[str, int]] = Counter()
-        """By node and part, how often it could not be tried."""
+        self._untried = 0
+        """How often a node could not be tried with a part."""
         self._timer: asyncio.TimerHandle | None = None
         self._ready: asyncio.Task[None] | None = None
         self._closed = False
@@ -285,7 +284,7 @@ class DecoderServing:
     async def _warm(self, node: str, part: int) -> None:
         """Have the node load the part's graphs, with its weights in them; and forget what an earlier life of
         this aggregator had it store."""
-        failed = self._untried[node, part]
+        failed = self._untried
         scope = f"{cache_scope(self._deployment, self.life)}warm{failed or ''}.p{part}/"
         lane = -1 - part - failed * len(self.form.caches)
         try:
@@ -300,7 +299,7 @@ class DecoderServing:
         except EdgeAttentionError:
             # It may have stored some of it, and drops that when it is back. Tried again it is by other names:
             # what it drops late must not be what it stores then.
-            self._untried[node, part] += 1
+            self._untried += 1
             for one in (scope, lane_of(self._deployment, self.life, lane)):
                 self._owed.owe(one, (node,))
             raise
