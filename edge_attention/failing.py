@@ -144,19 +144,7 @@ class ProgramGroup(click.Group):
     """A program of several commands, all of which fail in the same words."""
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Any:
-        _run_program(self.name, super().main, args, *more, **extra)
-
-
-class ProgramCommand(click.Command):
-    """A program of one command, which fails in the same words."""
-
-    def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> Any:
-        _run_program(self.name, super().main, args, *more, **extra)
-
-
-def _run_program(
-    name: str | None, main: Callable[..., Any], args: Sequence[str] | None, *more: Any, **extra: Any
-) -> None:
-    arguments = sys.argv[1:] if args is None else list(args)
-    extra["standalone_mode"] = False
-    sys.exit(run(partial(main, arguments, *more, **extra), name or "", arguments, traceback=True))
+        arguments = sys.argv[1:] if args is None else list(args)
+        extra["standalone_mode"] = False
+        call = partial(super().main, arguments, *more, **extra)
+        sys.exit(run(call, self.name or "", arguments, traceback=True))

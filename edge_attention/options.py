@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -26,6 +27,7 @@ __all__ = [
     "ADDRESS",
     "BYTES",
     "LOG_LEVELS",
+    "Daemon",
     "name_sources",
     "name_variables",
     "read_secret",
@@ -105,6 +107,17 @@ class _Bytes(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # gener
         if size < LEAST_BYTES:
             self.fail(f"{value!r} is {size:,} bytes; give {LEAST_BYTES:,} or more", param, ctx)
         return size
+
+
+class Daemon(click.Command):
+    """A program of one command. That nobody reads what it prints, as of `--help | head`, is no error."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        out = sys.stdout
+        try:
+            return super().main(*args, **extra)
+        except SystemExit as end:  # click puts another stdout there then, and ends with 1
+            sys.exit(end.code if sys.stdout is out else 0)
 
 
 ADDRESS = _Address()

@@ -16,8 +16,7 @@ from pathlib import Path
 import click
 
 from edge_attention.core.errors import EdgeAttentionError, InvalidArgument
-from edge_attention.failing import ProgramCommand
-from edge_attention.options import ADDRESS, BYTES, LOG_LEVELS, name_sources, read_secret, set_up
+from edge_attention.options import ADDRESS, BYTES, LOG_LEVELS, Daemon, name_sources, read_secret, set_up
 from edge_node.options import REPLICA, JoinOptions, join_options
 
 log = logging.getLogger(__name__)
@@ -37,8 +36,7 @@ way, the second leaves at once.
 
 
 @click.command(
-    "edge-node",
-    cls=ProgramCommand,
+    cls=Daemon,
     context_settings={"auto_envvar_prefix": "EDGE_NODE", "show_default": True, "max_content_width": 110},
     epilog=_EPILOG,
 )

@@ -70,13 +70,7 @@ class Database:
         if self._sums is None:
             return self._connect(":memory:")
         path = str(self._directory / "state.db")
-        self._sums.require_whole()
-        database = self._connect(path)
-        if not self._sums.known:  # new, or an earlier release wrote it
-            database.close()
-            self._sums.make()
-            database = self._connect(path)
-        self._sums.opened()
+        database = self._sums.open(lambda: self._connect(path))
         self._sums.checkpoint(database)  # what a process that was killed has left in the log
         return database
 

@@ -26,7 +26,7 @@ import sqlite3
 import struct
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -115,10 +115,23 @@ class PageSums:
                 f"or, if another program has written it and you want what it wrote, remove {self._file.name}"
             )
 
-    def opened(self) -> None:
-        """SQLite has opened the database: it is this file from now on. Raises OSError."""
+    def open(self, connect: Callable[[], sqlite3.Connection], *, make: bool = True) -> sqlite3.Connection:
+        """The database as `connect` opens it, if it is whole. With `make` its pages are summed where they are
+        not: it is new, or an earlier release wrote it. Who does so has it alone.
+
+        Raises:
+            DataLoss: see `require_whole`.
+            OSError: it is not there any more.
+        """
+        self.require_whole()
+        database = connect()
+        if make and not self.known:
+            database.close()
+            self.make()
+            database = connect()
         found = self._path.stat()
-        self._opened = found.st_dev, found.st_ino
+        self._opened = found.st_dev, found.st_ino  # it is this file from now on
+        return database
 
     def require_there(self) -> None:
         """Refuse to go on where the file that was `opened` is not at its place any more.

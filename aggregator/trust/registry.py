@@ -69,13 +69,7 @@ class Registry:
         self._writer = 0  # the thread whose transaction is under way
         self._seen = (-1, 0)
         with self._turn(alone=True):
-            self._sums.require_whole()
-            self._database = self._opened()
-            if daemon and not self._sums.known:
-                self._database.close()
-                self._sums.make()
-                self._database = self._opened()
-            self._sums.opened()
+            self._database = self._sums.open(self._opened, make=daemon)
             # In WAL mode who reads waits for nobody who writes: calls are checked on the event loop.
             self._reader = self._connect(READ_SECONDS)
 

@@ -137,6 +137,12 @@ class FleetAttention(nn.Module):  # type: ignore[misc, unused-ignore]
         positions: Tensor | None,
     ) -> Tensor:
         given = {"query": query, "key": key, "value": value}
+        if any(map(_in_transform, given.values())):
+            raise Unimplemented(
+                "FleetAttention inside of torch.func (vmap, grad, jacrev): what it is given travels to other "
+                "boxes as numbers, and there are none in such a transform; give samples as dimensions in "
+                "front of the heads, [samples, heads, L, E], in one call, and take gradients by backward()"
+            )
         for name, tensor in given.items():
             if tensor is None and name != "query":
                 continue
@@ -375,6 +381,11 @@ class _Attend(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
         ):
             grads.append(None if array is None or not wanted else _tensor(array, dtype, device))
         return (*grads, None, None, None)
+
+
+def _in_transform(tensor: Any) -> bool:
+    """Whether it stands for others in a transform of torch.func."""
+    return isinstance(tensor, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def _same_lead(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

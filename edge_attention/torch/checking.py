@@ -20,7 +20,12 @@ from edge_attention.graphs.models.floats import to_float32
 from edge_attention.graphs.onnx_file import first_line
 from edge_attention.torch.trying import tensors_of
 
-__all__ = ["answer", "differs", "require_module"]
+__all__ = ["NO_SAMPLES", "answer", "differs", "require_module"]
+
+NO_SAMPLES = (
+    "If axis 0 of an input does not count samples (offsets of an EmbeddingBag, say), give batch='' and name "
+    "what is open in dynamic"
+)
 
 
 def require_module(module: Any) -> None:
@@ -126,7 +131,8 @@ def _differs(
             raise InvalidGraph(
                 f"{type(module).__name__}: axis 0 of its inputs was to be open, as '{batch}', and with a "
                 f"row more than it fails: {type(error).__name__}: {first_line(error)}; look for "
-                "a view, reshape or loop with the example's number, or export it fixed, with batch=''"
+                "a view, reshape or loop with the example's number, or export it fixed, with batch=''. "
+                f"{NO_SAMPLES}"
             ) from error
         found = max(found, _difference(session, module, again, more, read))
     return found

@@ -28,7 +28,7 @@ from edge_attention.graphs.models.module_note import ModuleNote, write_note
 from edge_attention.graphs.onnx_builder import IR_VERSION
 from edge_attention.graphs.onnx_file import all_nodes, first_line, keep, strip
 from edge_attention.torch.bags import plain_bags
-from edge_attention.torch.checking import answer, differs, require_module
+from edge_attention.torch.checking import NO_SAMPLES, answer, differs, require_module
 from edge_attention.torch.contents import write_file
 from edge_attention.torch.module_notes import SaidOfModule, notes_of, notes_of_training
 from edge_attention.torch.report import ExportReport, ExportWarning, some
@@ -120,7 +120,7 @@ def export(
                     raise InvalidGraph(
                         f"{name}: the file answers otherwise than the module (difference {difference:.1e} of "
                         "the largest value): its forward does something that PyTorch's exporter takes for "
-                        "constant, or it is random"
+                        f"constant, or it is random. {NO_SAMPLES}"
                     )
         except BaseException:
             sizes.remove()

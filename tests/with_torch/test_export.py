@@ -221,6 +221,26 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(said, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+class Bags(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bag = nn.EmbeddingBag(9, 6, mode="sum")
+
+    def forward(self, ids, offsets):
+        return self.bag(ids, offsets)
+
+
+def test_where_no_input_has_a_row_a_sample_the_remedy_fits(tmp_path):
+    example, file = (torch.tensor([1, 2, 3, 4]), torch.tensor([0, 3])), tmp_path / "m.onnx"
+    with pytest.raises(InvalidGraph, match="give batch='' and name what is open in dynamic"):
+        quietly(Bags(), example, file)
+    bags = Bags()
+    quietly(bags, example, file, batch="", dynamic={"ids": {0: "tokens"}, "offsets": {0: "bags"}})
+    ids, offsets = torch.tensor([5, 1, 7, 7, 2]), torch.tensor([0, 1, 1])
+    (found,) = onnxruntime.InferenceSession(file).run(None, {"ids": ids.numpy(), "offsets": offsets.numpy()})
+    np.testing.assert_allclose(found, bags(ids, offsets).detach(), rtol=1e-6, atol=1e-6)
+
+
 def test_an_array_is_no_tensor(tmp_path):
     for example in (np.ones((3, 4), np.float32), {"input": np.ones((3, 4), np.float32)}):
         with pytest.raises(InvalidArgument, match="the example holds an array of NumPy; give tensors"):

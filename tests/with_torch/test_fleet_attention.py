@@ -147,6 +147,9 @@ def test_what_it_does_not_do_is_said(client):
     q = torch.randn(1, 2, 6, 4)
     with pytest.raises(Unimplemented, match="which keys a query sees is a range here"):
         attend(q, q, q, torch.ones(6, 6, dtype=torch.bool))
+    for transformed in (torch.vmap, lambda of: torch.func.grad(lambda *given: of(*given).sum())):
+        with pytest.raises(Unimplemented, match="give samples as dimensions in front of the heads"):
+            transformed(attend)(q, q, q)
     with pytest.raises(Unimplemented, match=r"dropout_p is 0\.1"):
         attend(q, q, q, dropout_p=0.1)
     assert attend.eval()(q, q, q, dropout_p=0.1).shape == q.shape

@@ -196,6 +196,17 @@ KINDS = {
         )
         for mode, padding in (("mean", None), ("mean", 0), ("sum", 0), ("max", 0), ("max", None))
     },
+    **{
+        f"bags by offsets, {mode}": (
+            lambda mode=mode: Made(
+                lambda m, x: m.out(m.bag(x.flatten(), torch.arange(0, x.numel(), x.shape[1]))),
+                bag=nn.EmbeddingBag(9, 6, mode=mode, padding_idx=0),
+                out=nn.Linear(6, 3),
+            ),
+            WORDS,
+        )
+        for mode in ("mean", "max")
+    },
     "encoder and decoder": (
         lambda: Made(
             translated,
