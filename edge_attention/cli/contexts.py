@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from edge_attention.cli.output import print_json, print_table, say, stretches
 from edge_attention.cli.progress import append_progress
 from edge_attention.client.results import Appended
 from edge_attention.core.errors import EdgeAttentionError, InvalidTensor
-from edge_attention.core.messages.attention import Context
+from edge_attention.core.messages.attention import Context, Segment
 from edge_attention.failing import json_option
 from edge_attention.jobs.array_files import load_npz
 
@@ -39,7 +40,7 @@ def contexts(ctx: click.Context, as_json: bool) -> None:
             (
                 (
                     c.spec.name,
-                    _count(c.info),
+                    _count(c.info.segments),
                     c.spec.query_heads,
                     c.spec.key_heads,
                     c.spec.key_dim,
@@ -108,13 +109,13 @@ def append(address: str, name: str, file: Path, node: str | None, as_json: bool)
     arrays = load_npz(file, ("keys", "values"))
     with connect(address) as client:
         context = client.context(name)
-        before = _count(context)
+        before = _count(context.segments)
         try:
             with append_progress(as_json) as told:
                 appended = context.append(arrays["keys"], arrays["values"], node=node, progress=told)
         except KeyboardInterrupt:
             with suppress(EdgeAttentionError):  # which says less than Ctrl-C does
-                now = _count(context.describe(timeout=5.0))
+                now = _count(context.describe(timeout=5.0).segments)
                 say(
                     f"stopped: context {name} has {now:,} tokens, {now - before:,} more than before; an "
                     f"append stores its tokens in order, so what is left of {file} begins there",
@@ -209,7 +210,7 @@ def trim(address: str, name: str, positions: str, timeout: float, as_json: bool)
     if as_json:
         print_json(trimmed)
     else:
-        say(f"trimmed {trimmed.trimmed:,} tokens of {name}; it has {_count(trimmed.context):,}")
+        say(f"trimmed {trimmed.trimmed:,} tokens of {name}; it has {_count(trimmed.context.segments):,}")
 
 
 @contexts.command()
@@ -281,7 +282,7 @@ def drop(address: str, name: str, as_json: bool) -> None:
 
 
 def _print_context(context: Context) -> None:
-    spec, stored = context.spec, _count(context)
+    spec, stored = context.spec, _count(context.segments)
     gaps = f" (some are trimmed: positions go to {context.tokens - 1:,})" if stored < context.tokens else ""
     say(
         f"{spec.name}: {stored:,} tokens{gaps}; {spec.query_heads} query heads, {spec.key_heads} key "
@@ -322,8 +323,8 @@ def _pair(text: str) -> tuple[str, str]:
     return name, column
 
 
-def _count(context: Context) -> int:
-    return sum(segment.count for segment in context.segments)
+def _count(segments: Sequence[Segment]) -> int:
+    return sum(segment.count for segment in segments)
 
 
 def _range(text: str, hint: str = "--rows") -> range:
