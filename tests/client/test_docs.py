@@ -18,7 +18,7 @@ def blocks(language):
 
 def test_the_blocks_run(address, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for name in ("encoder", "head", "digits"):
+    for name in ("encoder", "head", "digits", "rows"):
         Path(f"{name}.onnx").write_bytes(name.encode())
     names: dict = {}
     *first, last = blocks("python")
