@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime
-from onnx import NodeProto, ValueInfoProto, helper
+from onnx import NodeProto, ValueInfoProto, helper, numpy_helper
 
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.graphs.axes.bound import BoundGraph
@@ -129,7 +129,11 @@ class _Writing:
             helper.make_graph(
                 nodes, "written", [*given, helper.make_tensor_value_info(new, kind, None)],
                 [ValueInfoProto(name=value)],
-                [t for t in graph.model.graph.initializer if t.name in read],
+                [
+                    numpy_helper.from_array(graph.read(tensor.name), tensor.name)
+                    for tensor in graph.model.graph.initializer
+                    if tensor.name in read
+                ],
             ),
             opset_imports=list(graph.model.opset_import),
             ir_version=min(graph.model.ir_version, IR_VERSION),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -255,6 +256,18 @@ def test_a_past_of_so_many_places_is_one_of_as_many_tokens(
         found = cut.step([(session, token)])[0]
         assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
     assert cut.stepped.length == PLACES
+
+
+def test_what_says_where_a_row_is_written_may_be_a_long_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers of more than a kilobyte stay in the file until they are read."""
+    monkeypatch.setattr(sys.modules[__name__], "PLACES", 256)
+    path = decoder(tmp_path / "m.onnx", counted="cache_position", how="a place of its own")
+    cut, session = PaperDecoder(path, PLANS["replicate"]), PaperSession()
+    for token, wanted in zip((5, 3, 9), whole(path, (5, 3, 9)), strict=True):
+        found = cut.step([(session, token)])[0]
+        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
 def test_a_past_of_any_number_of_places_has_as_many_tokens_as_the_tables(tmp_path: Path) -> None:
