@@ -227,7 +227,7 @@ async def answer(
 
     Args:
         shapes: of CONCATENATE: by member, its output's shape; -1 where it is open.
-        seconds: that are left, for a head.
+        seconds: that are left, for a turn and for a head.
         turns: at letting outputs meet, which takes a thread its time.
 
     Raises:
@@ -236,6 +236,7 @@ async def answer(
         InvalidTensor: members' outputs do not fit together.
         EdgeAttentionError: the head does not answer.
     """
+    until = time.monotonic() + seconds
     if ensemble.how is not How.ATTENTION:
         found = {name: next(iter(outputs.values())) for name, outputs in answers.outputs.items()}
         like = next(iter(found.values())).shape
@@ -272,7 +273,7 @@ async def answer(
         request.id,
         {"priority": request.priority},
         inputs=(NamedTensor(one.name, one.datatype, fused.shape, fused),),
-        seconds=seconds,
+        seconds=max(until - time.monotonic(), 1e-3),
     )
     try:
         answered = await plane.infer(asked, request.caller, request.room)

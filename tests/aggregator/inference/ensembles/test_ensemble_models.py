@@ -49,7 +49,7 @@ class Model:
         self.name, self.outputs, self.seconds, self.takes = name, outputs, seconds, takes
         self.shape, self.said = shape, said or {}
         self.ready, self.error, self.under_way, self.cancelled = True, None, 0, 0
-        self.priority, self.decoupled = None, decoupled
+        self.priority, self.decoupled, self.seen = None, decoupled, None
 
     def metadata(self):
         inputs = (TensorMetadata(self.takes, "FP32", self.shape),)
@@ -74,7 +74,7 @@ class Model:
 
     async def infer(self, request):
         self.under_way += 1
-        self.priority = request.priority
+        self.priority, self.seen = request.priority, request
         try:
             await asyncio.sleep(self.seconds)
         except asyncio.CancelledError:
@@ -471,6 +471,29 @@ def test_outputs_meet_in_turn_and_within_bounds(tmp_path):
             await house.ask(x=X, seconds=0.5)
         house.ensembles._turns.leave("ana")
         await house.ask(x=X)
+
+    asyncio.run(run())
+
+
+def test_a_head_has_what_waiting_for_a_turn_has_left_of_the_deadline(tmp_path):
+    async def run():
+        one = Model("one", {"keys": tokens(2), "values": tokens(2)})
+        takes = {"takes": "fused", "shape": (-1, 1, 1, 2)}
+        head = Model("head", {"y": lambda fused: fused.reshape(len(fused), -1)}, seconds=60.0, **takes)
+        house = House(tmp_path, one, head)
+        said = 'how = "attention"\nqueries = [[[1.0, 0.5]]]\nhead = "head"\n[[member]]\nmodel = "one"\n'
+        await house.deploy(said)
+        for caller in ("ana", "ben"):
+            await house.ensembles._turns.enter(caller)
+        asking = asyncio.create_task(house.ask(x=X, seconds=40.0))
+        await asyncio.sleep(0.5)
+        assert not head.under_way
+        house.ensembles._turns.leave("ana")
+        while head.seen is None:
+            await asyncio.sleep(0.01)
+        assert head.seen.seconds < 39.6
+        asking.cancel()
+        await asyncio.wait([asking])
 
     asyncio.run(run())
 
