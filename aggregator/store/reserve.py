@@ -50,8 +50,10 @@ class Reserve:
             finally:
                 os.close(file)
 
-    def freeing(self, change: Callable[[], T]) -> T:
+    def freeing(self, change: Callable[[], T], in_pieces: Callable[[], T] | None = None) -> T:
         """Make a change that frees room; on a full disk in the room that is kept for that.
+
+        `in_pieces`: does the same in less room, and takes its time.
 
         Raises:
             DiskFull: there is none left.
@@ -64,5 +66,5 @@ class Reserve:
             except OSError:
                 pass
             else:
-                return change()
+                return (in_pieces or change)()
             raise

@@ -40,6 +40,7 @@ from edge_attention.core.errors import (
     InvalidArgument,
     NotFound,
 )
+from edge_attention.disk_room import room
 
 __all__ = [
     "ContextRow",
@@ -277,9 +278,9 @@ class State:
         """Forgets the run, its records and versions; returns the digests of the blobs that it named.
 
         The caller removes its files, and `drop_blobs` what nothing else has a use for. `NotFound` if there is
-        none.
+        none. All of it, or nothing; on a full disk records go first, the oldest before the others.
         """
-        return self._reserve.freeing(lambda: self._forget_run(id))
+        return self._reserve.freeing(lambda: self._forget_run(id), lambda: self._forget_run_in_pieces(id))
 
     def keep_reserve(self) -> None:
         """Have again what deletions on a full disk have taken, if there is room. To be called at times."""
@@ -294,6 +295,22 @@ class State:
             self._database.execute("DELETE FROM runs WHERE id = ?", (id,))
             self._blobs_of.pop(id, None)
         return named
+
+    def _forget_run_in_pieces(self, id: str) -> frozenset[str]:
+        """The same in what room there is: the log has each page that a deletion comes by."""
+        oldest = "SELECT rowid, length(json) FROM records WHERE run = ? ORDER BY rowid LIMIT 1000"
+        self._database.checkpoint()
+        while rows := self._rows(oldest, id):
+            left, (last, _) = room(self.directory)[0] // 4, rows[0]
+            for number, length in rows:
+                left -= length
+                if left < 0:
+                    break
+                last = number
+            with self.transaction():
+                self._database.execute("DELETE FROM records WHERE run = ? AND rowid <= ?", (id, last))
+            self._database.checkpoint()
+        return self._forget_run(id)
 
     def set_run_status(self, id: str, status: str, detail: str = "") -> None:
         """Writes down how the run is, and why; `NotFound` if there is none."""

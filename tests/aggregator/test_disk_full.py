@@ -18,12 +18,13 @@ from full_disk import FullDisk
 from house import House, until
 from test_federated import ended, parameters, started
 
+from aggregator.store.state import State
 from aggregator.store.tensor_file import TensorFileWriter
 from aggregator.training import disk_room
 from aggregator.trust import audit as audits
 from aggregator.trust.audit import Audit
 from aggregator.trust.registry import Registry
-from edge_attention.core.errors import DiskFull
+from edge_attention.core.errors import DiskFull, NotFound
 from edge_attention.core.messages.attention import ContextSpec
 from edge_attention.core.messages.training import RunState
 
@@ -281,6 +282,28 @@ def test_on_a_disk_that_is_really_full_everything_answers_and_nothing_is_half_do
 
     with small_disk(tmp_path / "disk") as disk, House(disk / "state") as house:
         asyncio.run(scenario(house, disk))
+
+
+@pytest.mark.parametrize("size", ["16m", "64m"])
+def test_a_run_with_more_records_than_room_is_kept_for_goes_on_a_full_disk(tmp_path, size):
+    with small_disk(tmp_path / "disk", size) as disk, State(disk / "state") as state:
+        for run in ("long", "other"):
+            state.put_run(run, run, 0.0, {"job": ""}, "finished")
+        for first in range(0, 5000, 500):
+            with state.transaction():
+                for number in range(first, first + 500):
+                    for run in ("long", "other")[: 1 + (number < 100)]:
+                        values = (run, number, json.dumps({"round": "x" * 1000}))
+                        state._database.execute("INSERT INTO records VALUES (?, ?, ?)", values)
+        state._database.checkpoint()
+        with filled(disk):
+            state.delete_run("long")
+            with pytest.raises(NotFound, match="'long'"):
+                state.get_run("long")
+            assert len(state.records("other", -1)) == 100
+            assert not state.records("long", -1)
+        state.keep_reserve()
+        assert (disk / "state" / "reserve").exists()
 
 
 def test_what_frees_room_is_done_on_a_full_disk(tmp_path):

@@ -50,6 +50,7 @@ class Model:
         self.shape, self.said = shape, said or {}
         self.ready, self.error, self.under_way, self.cancelled = True, None, 0, 0
         self.priority, self.decoupled, self.seen = None, decoupled, None
+        self.came = asyncio.Event()
 
     def metadata(self):
         inputs = (TensorMetadata(self.takes, "FP32", self.shape),)
@@ -75,6 +76,7 @@ class Model:
     async def infer(self, request):
         self.under_way += 1
         self.priority, self.seen = request.priority, request
+        self.came.set()
         try:
             await asyncio.sleep(self.seconds)
         except asyncio.CancelledError:
@@ -489,8 +491,7 @@ def test_a_head_has_what_waiting_for_a_turn_has_left_of_the_deadline(tmp_path):
         await asyncio.sleep(0.5)
         assert not head.under_way
         house.ensembles._turns.leave("ana")
-        while head.seen is None:
-            await asyncio.sleep(0.01)
+        await asyncio.wait_for(head.came.wait(), 30)
         assert head.seen.seconds < 39.6
         asking.cancel()
         await asyncio.wait([asking])
