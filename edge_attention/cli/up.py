@@ -16,8 +16,8 @@ from edge_attention.cli.output import print_json, say
 from edge_attention.core.errors import FailedPrecondition
 from edge_attention.failing import json_option, say_error
 
-USUAL_PORT = 50051
-"""Where the commands, clients and nodes look that are told nothing else."""
+USUAL_PORT, USUAL_PAGE = 50051, 9464
+"""Where commands, clients and nodes look that are told nothing else; the HTTP port as the docs have it."""
 _WARNING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback|Error:")
 
 
@@ -71,7 +71,7 @@ def up(
     try:
         chosen = free_or_any(USUAL_PORT) if port is None else port
         with LocalFleet(state, chosen, _tell) as fleet:
-            fleet.start_aggregator("--metrics-port", "0")
+            fleet.start_aggregator("--metrics-port", str(free_or_any(USUAL_PAGE)))
             for name in names:
                 if stop.asked:
                     return
