@@ -18,7 +18,7 @@ __all__ = ["output_option", "read_inputs", "write_outputs"]
 
 
 def _npz(_: click.Context, __: click.Parameter, file: Path | None) -> Path | None:
-    if file is not None and file.suffix != ".npz":  # so it is also none of the files that are read
+    if file is not None and file.suffix != ".npz":
         raise click.BadParameter(f"{str(file)!r} is to be an .npz file; give it a name that ends so")
     return file
 
@@ -32,12 +32,14 @@ output_option: Callable[[Any], Any] = click.option(
 )
 
 
-def read_inputs(inputs: Iterable[str]) -> dict[str, Array]:
+def read_inputs(inputs: Iterable[str], output: Path | None = None) -> dict[str, Array]:
     """The arrays of `--input INPUT=FILE.npy` and `--input FILE.npz`, by input.
+
+    `output`: the file that will have the answer.
 
     Raises:
         click.BadParameter: one is written otherwise.
-        click.BadParameter: an input is given twice.
+        click.BadParameter: an input is given twice, or its file is that of the answer.
         InvalidArgument: a file cannot be read.
     """
     found: dict[str, Array] = {}
@@ -47,11 +49,16 @@ def read_inputs(inputs: Iterable[str]) -> dict[str, Array]:
             more = load_npz(Path(text))
         elif name and file:
             more = {name: load_npy(Path(file))}
+            text = file
         else:
             raise click.BadParameter(f"{text!r} is neither INPUT=FILE.npy nor FILE.npz", param_hint="--input")
         for twice in sorted(found.keys() & more.keys())[:1]:
             raise click.BadParameter(f"{twice!r} is given twice; give it once", param_hint="--input")
         found |= more
+        if output is not None and output.exists() and output.samefile(text):
+            raise click.BadParameter(
+                f"{str(output)!r} has an input; give the answer another name", param_hint="--output"
+            )
     return found
 
 

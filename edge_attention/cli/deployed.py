@@ -280,7 +280,7 @@ def infer(
     as_json: bool,
 ) -> None:
     """Ask the deployed model NAME: its outputs, what they stand on, and where the time went."""
-    arrays = read_inputs(inputs)
+    arrays = read_inputs(inputs, output)
     with connect(address) as client:
         answer = client.model(name).infer(arrays, deadline=deadline, partial=partial, priority=priority)
     if output is not None:

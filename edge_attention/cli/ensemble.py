@@ -116,7 +116,7 @@ def infer(
 ) -> None:
     """Ask the ensemble NAME. An answer that lacks a member says so, exit code 3."""
     with connect(ctx.obj) as client:
-        answer = client.ensemble(name).infer(read_inputs(inputs), deadline=deadline)
+        answer = client.ensemble(name).infer(read_inputs(inputs, output), deadline=deadline)
     if output is not None:
         write_outputs(output, answer)
     if as_json:

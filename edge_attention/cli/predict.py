@@ -102,7 +102,7 @@ def predict(
         raise click.UsageError("give rows with --input or --rows, or samples with --id or --ids; one of them")
     if job is not None and not files:
         raise click.UsageError("--job says how --rows are read; give --rows, too")
-    rows = read_inputs(inputs)
+    rows = read_inputs(inputs, output)
     here = None if job is None else reads_of(read_job(job))
     with connect(address) as client:
         found = client.run(run)

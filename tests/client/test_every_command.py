@@ -432,6 +432,10 @@ WRONG = {
         2,
         "'x.npy' is to be an .npz file",
     ),
+    "infer m --input tokens.npz --output ./tokens.npz": (
+        2,
+        "'tokens.npz' has an input; give the answer another name",
+    ),
     "deploy words.bin --name x": (1, "edge-attention: words.bin: model.onnx: not an ONNX file"),
     "infer m --input x=x.npy --input x=x.npy": (2, "'x' is given twice; give it once"),
     "deploy m.onnx --name x --dimensions a=2 --dimensions a=3": (2, "'a' is given twice; give it one size"),
