@@ -24,6 +24,7 @@ from aggregator.inference.generation.coders import TOKENIZER
 from aggregator.inference.measured import WORK_FILE, work_text
 from aggregator.inference.model_inputs import OTHERS, feeds_of, tensors_of
 from aggregator.inference.placement import GAIN, Holders, LayerSeconds, by_word, plan_word, spread
+from aggregator.inference.plan_in_words import plan_in_words, share_in_words
 from edge_attention.core.errors import (
     EdgeAttentionError,
     FailedPrecondition,
@@ -38,13 +39,13 @@ from edge_attention.core.placement.cuts.costs import ModelCosts
 from edge_attention.core.placement.cuts.plan_toml import loads_toml
 from edge_attention.core.schedule.extents import extent_shape
 from edge_attention.core.schedule.pieces import dumps_decoder
-from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan, Stage
+from edge_attention.core.schedule.plan import Crossing, CutPlan, Stage
 from edge_attention.core.schedule.saved_plan import dumps_plan, loads_plan
 from edge_attention.core.schedule.schedule import Schedule, TensorForm, Weight
 from edge_attention.graphs.axes.annotation import loads_annotation
 from edge_attention.graphs.axes.batch_rows import rows_meet
 from edge_attention.graphs.axes.costs import model_costs
-from edge_attention.graphs.axes.cut import analyse, analyse_for, cut, cuts_no_layer, shared_ranges, sizes_of
+from edge_attention.graphs.axes.cut import analyse, analyse_for, cut, cuts_no_layer, sizes_of
 from edge_attention.graphs.axes.folder import write_cut
 from edge_attention.graphs.axes.joined_inputs import joined_inputs
 from edge_attention.graphs.axes.jumps import exact_only
@@ -60,9 +61,7 @@ from edge_attention.graphs.decoding.step_graph import both_in_one
 __all__ = [
     "choice_of_nodes",
     "cut_as_asked",
-    "plan_in_words",
     "plan_of_file",
-    "share_in_words",
 ]
 
 CONSIDERED = 8
@@ -418,42 +417,3 @@ def _parts(plan: CutPlan, axes: Axes, schedule: Schedule, model: OpenModel) -> l
             size = _sizes(schedule.weights_of(part), model)
             found.append(DeployedPart(part, stage.layers, share_in_words(stage, at, axes), size))
     return sorted(found, key=lambda part: part.part)
-
-
-_OF = {Cut.TOKENS: "tokens", Cut.BATCH: "batch", Cut.HEADS: "heads"}
-_CALLED = {Cut.TOKENS: "tokens", Cut.BATCH: "rows", Cut.HEADS: "heads"}
-
-
-def share_in_words(stage: Stage, at: int, axes: Axes) -> str:
-    """What a stage's part does of it: `tokens 0-63 of 128`."""
-    if stage.cut is Cut.NONE or len(stage.parts) == 1:
-        return "all"
-    names = [name for name in axes.named if name.split(".")[0] == _OF[stage.cut]]
-    if not names:
-        return f"a share by {stage.cut.value}"
-    size = axes.sizes[axes.named[names[0]][0]]
-    ranges = stage.ranges.get(names[0]) or shared_ranges(size, stage.shares or (1.0,) * len(stage.parts))
-    start, stop = ranges[at]
-    of = f" of {size}{' in each layer' if stage.cut is Cut.HEADS and len(names) > 1 else ''}"
-    return f"{_CALLED[stage.cut]} {start}-{stop - 1}{of}" if stop > start else f"none{of}"
-
-
-def plan_in_words(plan: CutPlan, holders: Holders) -> str:
-    """The plan, for a person."""
-    if len(plan.stages) == 1:
-        return _stage_in_words(plan.stages[0], holders)
-    return ", then ".join(
-        f"layers {stage.layers.start}-{stage.layers.stop - 1} {_stage_in_words(stage, holders)}"
-        for stage in plan.stages
-    )
-
-
-def _stage_in_words(stage: Stage, holders: Holders) -> str:
-    if len(stage.parts) == 1:
-        held = holders.get(stage.parts[0], ())
-        nodes = ", ".join(held[:8]) + (f" and {len(held) - 8} more" if len(held) > 8 else "")
-        return f"whole on {nodes}" if len(held) == 1 else f"whole on each of {nodes}"
-    parts = ", ".join("/".join(holders.get(part, ())) for part in stage.parts[:8])
-    more = f" and {len(stage.parts) - 8} more" if len(stage.parts) > 8 else ""
-    how = f" ({stage.crossing.value})" if stage.cut is Cut.TOKENS else ""
-    return f"by {_OF[stage.cut]}{how} over {parts}{more}"

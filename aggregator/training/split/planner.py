@@ -19,9 +19,10 @@ import safetensors.numpy
 
 from aggregator.inference.course import PEAK_BYTES, Course
 from aggregator.inference.cut_request import NodeTold
-from aggregator.inference.cutting import plan_in_words, plan_of_file, share_in_words
+from aggregator.inference.cutting import plan_of_file
 from aggregator.inference.gained import USABLE
 from aggregator.inference.placement import Holders, by_word, even_layers, plan_word, spread
+from aggregator.inference.plan_in_words import plan_in_words, share_in_words
 from aggregator.training.federated.plan import DataInput
 from aggregator.training.federated.planner import given_values, initial_values
 from aggregator.training.split.checks import check

@@ -32,17 +32,12 @@ from edge_attention.core.schedule.pieces import (
 )
 from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
 from edge_attention.core.schedule.schedule import (
-    Boundary,
-    Collective,
     Constant,
-    Contributed,
     Delivery,
     Kept,
     ModelInput,
-    ModelSegment,
     Schedule,
     Source,
-    Step,
     TensorForm,
     Weight,
 )
@@ -58,6 +53,7 @@ from edge_attention.graphs.axes.model_reading import OpenModel
 from edge_attention.graphs.axes.narrow import layer_bytes, narrow_places
 from edge_attention.graphs.decoding.ends import join_ends
 from edge_attention.graphs.decoding.rewriting import ROWS, SCALES, SteppedModel, as_steps
+from edge_attention.graphs.decoding.shared_tokens import shared_by_tokens
 from edge_attention.graphs.decoding.splitting import made_of_memory, split, types_in
 from edge_attention.graphs.decoding.step_graph import ATTENTION
 from edge_attention.graphs.onnx_file import serialize
@@ -225,7 +221,10 @@ def cut_decoder(
         emitted = cut(axes, plan, attention=True, everywhere=True)
     made = _in_pieces(emitted, stepped.model, by_tokens, stepped.states)
     if by_tokens:
-        made = _by_tokens(made, len(plan.stages[0].parts), stepped.logits, _attended(axes))
+        schedule, pieces = shared_by_tokens(
+            made.emitted.schedule, made.pieces, len(plan.stages[0].parts), stepped.logits, _attended(axes)
+        )
+        made = DecoderCut(replace(made.emitted, schedule=schedule), pieces)
         caches = tuple(tuple(_caches(axes)) for _ in plan.stages[0].parts)
     else:
         caches = _caches_of_parts(axes, plan)
@@ -450,117 +449,6 @@ def _require_all(made: DecoderCut, caches: tuple[tuple[CacheForm, ...], ...]) ->
             )
 
 
-# --- parts that share the stored tokens -------------------------------------------------------------
-
-
-def _by_tokens(made: DecoderCut, parts: int, logits: str, attended: list[TensorForm]) -> DecoderCut:
-    """The schedule in which each part does all the model, and attends over the tokens that it stores.
-
-    Partials are merged after each attention, so that all parts go on with the same numbers; what none of them
-    attends for the first one does alone.
-    """
-    schedule = made.emitted.schedule
-    if len(schedule.steps) != 1 or len(schedule.steps[0].segments) != 1:
-        raise FailedPrecondition(
-            "the model is not one segment where it is whole: it cannot be shared by tokens"
-        )
-    (segment,) = schedule.steps[0].segments
-    boundaries: dict[str, Boundary] = {}
-    steps: list[tuple[dict[str, Source], SegmentPieces, list[Contributed]]] = []
-    graphs: list[GraphPiece] = []
-    merged: dict[str, str] = {}
-    last = schedule.results[logits]
-    forms = iter(attended)
-    pieces = made.pieces[segment.graph]
-    for number, piece in enumerate(pieces):
-        match piece:
-            case GraphPiece():
-                graphs.append(piece)
-                if number < len(pieces) - 1:
-                    continue
-                contributed = [c for c in segment.contributions if c.boundary == last]
-                steps.append(({}, tuple(graphs), contributed))
-            case AttentionPiece(out=out, lse=lse):
-                name, form = f"m{len(boundaries) // 2}", next(forms)
-                boundaries[name] = Boundary(form, Collective.MERGE, f"{name}.lse")
-                narrow = TensorForm(form.dtype, (*form.shape[:-1], 1))
-                boundaries[f"{name}.lse"] = Boundary(narrow, Collective.MERGE)
-                merged |= {out: name, lse: f"{name}.lse"}
-                steps.append(
-                    ({}, (*graphs, piece), [Contributed(out, name), Contributed(lse, f"{name}.lse")])
-                )
-                graphs = []
-    boundaries[last] = schedule.boundaries[last]
-    return _tokens_schedule(made, segment, steps, merged, boundaries, parts, logits)
-
-
-def _tokens_schedule(
-    made: DecoderCut,
-    segment: ModelSegment,
-    steps: list[tuple[dict[str, Source], SegmentPieces, list[Contributed]]],
-    merged: Mapping[str, str],
-    boundaries: Mapping[str, Boundary],
-    parts: int,
-    logits: str,
-) -> DecoderCut:
-    """`merged`: value that attention makes, or its lse -> the boundary where it is merged."""
-    made_in: dict[str, int] = {}
-    read_in: dict[str, list[int]] = {}
-    for number, (_, pieces, _) in enumerate(steps):
-        for piece in pieces:
-            match piece:
-                case GraphPiece(_, inputs, outputs):
-                    for name in inputs.values():
-                        read_in.setdefault(name, []).append(number)
-                    made_in |= dict.fromkeys(outputs.values(), number)
-                case AttentionPiece(queries, keys, values, bias=bias):
-                    for name in filter(None, (queries, keys, values, bias)):
-                        read_in.setdefault(name, []).append(number)
-    found: list[Step] = []
-    graphs, by_graph = {}, {}
-    for number, (_, pieces, contributed) in enumerate(steps):
-        sources: dict[str, Source] = {}
-        for name, readers in read_in.items():
-            if number not in readers or made_in.get(name) == number:
-                continue
-            if name in merged:
-                sources[name] = Delivery(merged[name])
-            elif name in made_in:
-                sources[name] = Kept(name)
-            else:
-                sources[name] = segment.inputs[name]
-        kept = {
-            name: name
-            for name, at in made_in.items()
-            if at == number and any(reader > number for reader in read_in.get(name, ()))
-        }
-        graph = f"s{number}"
-        graphs[graph], by_graph[graph] = _digest_of(pieces), pieces
-        last = number == len(steps) - 1
-        found.append(
-            Step(
-                tuple(
-                    ModelSegment(part, graph, sources, kept, tuple(contributed))
-                    for part in range(1 if last else parts)
-                )
-            )
-        )
-    whole = replace(
-        made.emitted.schedule,
-        parts=parts,
-        results={logits: made.emitted.schedule.results[logits]},
-        boundaries=dict(boundaries),
-        steps=tuple(found),
-        graphs=graphs,
-    )
-    whole.check()
-    return DecoderCut(replace(made.emitted, schedule=whole), by_graph)
-
-
 def _labelled(made: DecoderCut, lacking: str) -> DecoderCut:
     schedule = replace(made.emitted.schedule, lacking=lacking)
     return replace(made, emitted=replace(made.emitted, schedule=schedule))
-
-
-def _digest_of(pieces: SegmentPieces) -> str:
-    return next(piece.graph for piece in pieces if isinstance(piece, GraphPiece))
