@@ -32,7 +32,13 @@ from edge_attention.core.errors import (
     InvalidGraph,
     ResourceExhausted,
 )
-from edge_attention.core.messages.inference import ANY_RANK, ConsideredPlan, DeployedPart, ModelTensor
+from edge_attention.core.messages.inference import (
+    ANY_RANK,
+    SESSIONS,
+    ConsideredPlan,
+    DeployedPart,
+    ModelTensor,
+)
 from edge_attention.core.placement.cuts.choice import Choice, PlanWanted
 from edge_attention.core.placement.cuts.choosing import choose
 from edge_attention.core.placement.cuts.costs import ModelCosts
@@ -93,7 +99,7 @@ def cut_as_asked(request: CutRequest, opened: OpenModel | None = None) -> Planne
     if files := decoder_files(Path(request.model).parent):
         return _with_decoder(planned, files, Path(request.into) / DECODER)
     decoder, why = _sessions(model, loads_plan(planned.plan), Path(request.into) / DECODER)
-    note = "served as sessions, too: keys and values of earlier tokens stay on the nodes" if decoder else ""
+    note = f"{SESSIONS}: keys and values of earlier tokens stay on the nodes" if decoder else ""
     pasts = any(len(one.shape) == 4 and (one.name in joined or "past" in one.name) for one in inputs)
     if not decoder and (Path(request.model).parent / TOKENIZER).is_file():
         note = f"no sessions, so its tokenizer is not used: {why}"

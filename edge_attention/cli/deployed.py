@@ -12,6 +12,7 @@ import click
 
 from edge_attention.cli.array_files import output_option, read_inputs, write_outputs
 from edge_attention.cli.connection import connect
+from edge_attention.cli.deployed_shown import asked_by, print_model
 from edge_attention.cli.output import (
     print_json,
     print_table,
@@ -28,7 +29,6 @@ from edge_attention.core.messages.inference import (
     DeployedModel,
     DeploymentState,
     DeployProgress,
-    ModelTensor,
 )
 from edge_attention.core.printable import shown
 from edge_attention.failing import json_option
@@ -159,8 +159,7 @@ def deploy(
         print_json(deployed.info, indent=None)
         return
     print_model(deployed.info)
-    inputs = " ".join(f"--input {one.name}={one.name}.npy" for one in deployed.info.inputs)
-    say(f"ask it: edge-attention infer {name} {inputs}")
+    say(f"ask it: {asked_by(deployed.info, tokenizer is not None)}")
 
 
 def _left(client: Client, name: str, before: int) -> str:
@@ -307,53 +306,6 @@ def undeploy(address: str, name: str, as_json: bool) -> None:
         say(f"undeployed {name}, version {ended.version}: {ended.requests:,} requests answered")
     else:
         say(f"{name} takes no more requests; it goes when the {ended.in_flight} under way have ended")
-
-
-def print_model(model: DeployedModel) -> None:
-    """One model, for a person: the plan in words, and its parts."""
-    state = model.state.value + (f" ({model.detail})" if model.detail else "")
-    say(f"{model.name}, version {model.version}: {state}; {size(model.bytes)}, plan {model.plan}")
-    if model.outputs:  # known once it is planned
-        say(f"  takes   {_tensors(model.inputs)}", f"  gives   {_tensors(model.outputs)}")
-    if model.plan_text:
-        say(f"  plan    {model.plan_text}{'; activations pass in float16' if model.halves else ''}")
-    if model.shapes:
-        say(f"  ready for {'; '.join(model.shapes)}")
-    if model.coverage < 1:
-        say(f"  NOT WHOLE: the parts do {model.coverage:.1%} of the model; lacking: {model.lacking}")
-    elif model.lacking:
-        say(f"  NOT EXACT: {model.lacking}")
-    if model.batching:
-        say(f"  batches {model.batching}")
-    for note in model.notes:
-        say(f"  {note}")
-    if model.parts:
-        print_table(
-            ("part", "layers", "share", "weights", "held by", "reachable"),
-            (
-                (
-                    part.part,
-                    f"{part.layers.start}-{part.layers.stop - 1}",
-                    part.share,
-                    size(part.bytes),
-                    ", ".join(part.holders) or "-",
-                    ", ".join(part.live) or "none",
-                )
-                for part in model.parts
-            ),
-        )
-    if model.considered:
-        print_table(
-            ("plan not taken", "predicted ms", "why"),
-            (
-                (one.plan, f"{1000 * one.seconds:.1f}" if one.seconds else "-", one.reason or "slower")
-                for one in model.considered
-            ),
-        )
-
-
-def _tensors(tensors: tuple[ModelTensor, ...]) -> str:
-    return ", ".join(f"{t.name} {t.data_type.value} [{', '.join(t.shape)}]" for t in tensors) or "nothing"
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from edge_attention.cli import deployed
+from edge_attention.cli.deployed_shown import print_model
 from edge_attention.core.errors import NotFound, Unreachable
 from edge_attention.core.messages.inference import DeployedModel, DeploymentState
 
@@ -70,5 +71,5 @@ def test_a_model_on_its_way_is_shown_where_none_of_its_name_serves():
 
 
 def test_of_a_model_that_is_not_planned_yet_no_inputs_are_printed(capsys):
-    deployed.print_model(DeployedModel("new", 1, S.PLANNING, bytes=1000, plan="auto"))
+    print_model(DeployedModel("new", 1, S.PLANNING, bytes=1000, plan="auto"))
     assert capsys.readouterr().out == "new, version 1: planning; 1000 B, plan auto\n"

@@ -23,6 +23,9 @@ PLAN_FILE_BYTES = 2 * 1024 * 1024
 ANY_RANK = "..."
 """The one dimension of a tensor of which a model says none: it has any number of them."""
 
+SESSIONS = "served as sessions, too"
+"""How a note of a decoder begins that `generate` asks, besides `infer`."""
+
 MAX_BATCH = 1024
 """Rows of requests that run together, at most."""
 
