@@ -152,6 +152,18 @@ def test_up_on_a_port_that_is_taken_takes_another():
     assert process.returncode == 0
 
 
+def test_up_names_its_own_option_where_a_port_is_taken():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        process = up("--nodes", "1", port=("--port", port))
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (1, "")
+    assert f"port {port} of 127.0.0.1 is taken" in err
+    assert "--port" in err
+
+
 def test_with_a_state_nodes_keep_theirs_too(tmp_path):
     process = up("--nodes", "2", "--state", str(tmp_path / "kept"), "--json")
     told = json.loads(process.stdout.readline())
