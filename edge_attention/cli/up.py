@@ -72,7 +72,8 @@ def up(
         chosen = free_or_any(USUAL_PORT if port is None else port)
         if port and not chosen:
             raise FailedPrecondition(
-                f"port {port} of 127.0.0.1 is taken, or not for this user; choose another --port, or leave it out"
+                f"port {port} of 127.0.0.1 is taken, or not for this user; "
+                "choose another --port, or leave it out"
             )
         with LocalFleet(state, chosen, _tell) as fleet:
             fleet.start_aggregator("--metrics-port", str(free_or_any(USUAL_PAGE)))
