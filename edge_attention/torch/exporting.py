@@ -30,6 +30,7 @@ from edge_attention.graphs.onnx_file import all_nodes, first_line, keep, strip
 from edge_attention.torch.bags import plain_bags
 from edge_attention.torch.checking import NO_SAMPLES, answer, differs, require_module
 from edge_attention.torch.contents import write_file
+from edge_attention.torch.keywords import named_keywords
 from edge_attention.torch.module_notes import SaidOfModule, notes_of, notes_of_training
 from edge_attention.torch.report import ExportReport, ExportWarning, some
 from edge_attention.torch.trying import gradients_of, in_training, padding_of
@@ -103,7 +104,7 @@ def export(
         called, tries = (arguments, keywords), check is not False
         gradients = gradients_of(module, called) if tries else None
         training = in_training(module, called, given) if tries else None
-        with plain_bags(module):
+        with plain_bags(module), named_keywords(module, keywords):
             program = _exported(
                 module, arguments, keywords, shape, axes, [names[n] for n in tensors], made, opset
             )
@@ -259,10 +260,8 @@ def _exported(
     auto = torch.export.Dim.AUTO
     each = [dict.fromkeys(of, auto) or None for of in axes]
     positions, named = pytree.tree_unflatten(each, shape)
-    dynamic: Any = positions
-    if keywords:
-        by_place = list(inspect.signature(module.forward).parameters)[: len(positions)]
-        dynamic = {**dict(zip(by_place, positions, strict=True)), **named}
+    # By the names of forward itself; what only its *args and **kwargs take is within those.
+    dynamic = dict(inspect.signature(module.forward).bind(*positions, **named).arguments)
     name = type(module).__name__
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

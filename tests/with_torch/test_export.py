@@ -153,6 +153,38 @@ def test_inputs_outputs_and_dimensions_are_called_as_said(tmp_path):
     assert list(named.outputs) == ["y", "z"]
 
 
+class Wrapped(nn.Module):
+    """As `peft` and others wrap a module: `forward` says nothing of what it takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.ModuleDict({"of": nn.Linear(4, 3), "words": nn.Embedding(9, 3)})
+
+    def forward(self, *arguments, **more):
+        x, ids = (*arguments, *(more[name] for name in ("x", "ids") if name in more))
+        return self.inner["of"](x) - self.inner["words"](ids).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (lambda x, ids: (x, ids), ["input_0", "input_1"]),
+        (lambda x, ids: {"x": x, "ids": ids}, ["x", "ids"]),
+        (lambda x, ids: {"ids": ids, "x": x}, ["ids", "x"]),
+    ],
+)
+def test_a_wrapper_whose_forward_takes_whatever_comes(given, names, tmp_path):
+    module, x, ids = Wrapped(), torch.randn(3, 4), torch.randint(9, (3, 5))
+    report = export(module, given(x, ids), tmp_path / "m.onnx")
+    assert list(report.inputs) == names
+    assert "forward" not in vars(module)
+    assert set(initializers(report.path)) >= {"inner.of.weight", "inner.of.bias", "inner.words.weight"}
+    feeds = {name: x.numpy() for name in names if name in ("x", "input_0")}
+    feeds |= {name: ids.numpy() for name in names if name in ("ids", "input_1")}
+    found = onnxruntime.InferenceSession(report.path).run(None, feeds)[0]
+    np.testing.assert_allclose(found, module(x, ids).detach().numpy(), atol=1e-5)
+
+
 def test_weights_beside_the_file(tmp_path):
     module = Tab()
     report = quietly(module, torch.randn(2, 16), tmp_path / "m.onnx", external=True)
