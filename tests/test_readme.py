@@ -39,6 +39,11 @@ def test_every_folder_and_page_it_names_is_there():
         assert any(place.exists() for place in places), f"README names {path}, which is not there"
 
 
+def test_every_page_is_found_from_here():
+    pages = {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}
+    assert pages - set(re.findall(r"\]\((docs/\w+\.md)", README)) == set()
+
+
 @pytest.mark.e2e
 def test_the_fleet_by_hand_answers():
     lines = [shlex.split(line) for line in block("fleet").splitlines()]
