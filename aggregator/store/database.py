@@ -7,6 +7,7 @@ beside it (`aggregator.store.page_sums`). One lock makes any number of threads s
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 import threading
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from aggregator.store.folder import is_full
+from aggregator.store.folder import is_full, refusal, unwritable
 from aggregator.store.page_sums import PageSums
 from edge_attention.core.errors import (
     DataLoss,
@@ -26,7 +27,12 @@ from edge_attention.core.errors import (
     NotFound,
 )
 
-__all__ = ["SCHEMA", "Database"]
+__all__ = ["SCHEMA", "UNWRITABLE", "Database"]
+
+log = logging.getLogger(__name__)
+
+UNWRITABLE = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+"""What SQLite says where the system does not let it write."""
 
 SCHEMA = 3  # kept in the database's user_version; 3 is 2 with sums beside it, which earlier releases forget
 
@@ -171,4 +177,8 @@ def _translated(directory: Path) -> Iterator[None]:
         # Where its shared memory cannot grow SQLite calls a full disk an error of input and output.
         if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and is_full(directory)):
             raise DiskFull(f"the disk of state folder {directory} is full; free space there") from error
+        if code in UNWRITABLE and (found := refusal(directory)) is not None:
+            raise unwritable(directory, found) from error
+        name = getattr(error, "sqlite_errorname", type(error).__name__)
+        log.error("the database in state folder %s: %s (%s)", directory, error, name)
         raise Internal(f"the database in state folder {directory} failed: {error}; see the log") from error

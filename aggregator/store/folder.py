@@ -86,6 +86,25 @@ def is_full(folder: Path) -> bool:
     return found.f_bavail == 0 or (found.f_files > 0 and found.f_favail == 0)
 
 
+def refusal(folder: Path) -> OSError | None:
+    """What the system says now to who writes in `folder`; None where it lets.
+
+    SQLite calls a disk without room, one that has turned read-only and one that is broken by one name. That a
+    disk has turned read-only by itself is not in what `statvfs` says of it.
+    """
+    try:
+        descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, bytes(4096))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        # A file system without files that have no name says so.
+        return None if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL) else error
+    return None
+
+
 def require_space(folder: Path, size: int) -> None:
     """Refuse to write `size` bytes that would take what commits need of the disk.
 

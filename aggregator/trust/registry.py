@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from aggregator.store.folder import is_full, remedy
+from aggregator.store.database import UNWRITABLE
+from aggregator.store.folder import is_full, refusal, remedy, unwritable
 from aggregator.store.page_sums import PageSums
 from aggregator.trust.authority import REGISTRY
 from aggregator.trust.enrolment import Holder, admit, require_redeemable
@@ -132,6 +133,8 @@ class Registry:
             failing = code == sqlite3.SQLITE_IOERR
             if code == sqlite3.SQLITE_FULL or (failing and is_full(self._where.parent)):
                 raise DiskFull(f"{self._where}: the disk is full; free space there") from None
+            if code in UNWRITABLE and (found := refusal(self._where.parent)) is not None:
+                raise unwritable(self._where, found) from None
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise self._in_use() from None
             if isinstance(error, sqlite3.OperationalError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import sqlite3
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from aggregator.store.database import SCHEMA
+from aggregator.store.folder import refusal
 from aggregator.store.state import (
     ContextRow,
     Record,
@@ -247,6 +249,30 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ResourceExhausted, match=r"file cannot be written: No space left.*free space"):
         write_durably(tmp_path / "file", b"after")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"file": b"before"}
+
+
+def test_a_database_that_cannot_be_written_says_what_the_system_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that has turned read-only by itself: SQLite says `disk I/O error`."""
+    with contextlib.closing(State(tmp_path)) as state:
+        state._database.execute("PRAGMA query_only=ON")  # SQLITE_READONLY
+        with pytest.raises(Internal, match="attempt to write a readonly database; see the log"):
+            state.put_context("i", "n", 0.0, {})
+        assert "SQLITE_READONLY" in caplog.text
+        for number, said in ((errno.EROFS, "mount its disk for writing"), (errno.ENOSPC, "free space there")):
+            monkeypatch.setattr("aggregator.store.database.refusal", lambda _, n=number: OSError(n, "no"))
+            with pytest.raises(EdgeAttentionError, match=said):
+                state.put_context("i", "n", 0.0, {})
+        state._database.execute("PRAGMA query_only=OFF")
+
+
+def test_who_may_not_write_in_a_folder_is_told_why(tmp_path: Path) -> None:
+    assert refusal(tmp_path) is None
+    assert not list(tmp_path.iterdir())
+    found = refusal(tmp_path / "none")
+    assert found is not None
+    assert found.errno == errno.ENOENT
 
 
 def test_threads_share_one_state(state: State) -> None:
