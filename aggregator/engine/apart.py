@@ -33,8 +33,8 @@ _NO_MEMORY = 75
 """Exit status of work that was refused memory."""
 _BADNESS = "700"
 """Where the system's memory is short, this process is ended before the aggregator."""
-_NICENESS = 10
-"""Calls of others come first."""
+_NICENESS = 5
+"""Calls of others come first. Somebody waits for this, too: at 10 a busy machine gave it a fortieth."""
 _ANSWERING = 3
 """Of a process that is kept: a call waits for what it answers, which is a moment's work."""
 _GRACE_SECONDS = 5

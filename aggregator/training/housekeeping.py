@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from aggregator.observe.metrics import Metrics
 from aggregator.store.disk import folder_bytes, scarce, state_bytes
 from aggregator.store.retention import EndedRun, Retention, surplus
-from aggregator.store.settled_clock import SettledClock
+from aggregator.store.settled_clock import FolderClock
 from aggregator.store.state import State
 from aggregator.training.runs import Runs
 from edge_attention.core.errors import EdgeAttentionError
@@ -44,7 +44,7 @@ class Housekeeping:
         self._state = state
         self._runs = runs
         self._retention = retention
-        self._clock = clock or SettledClock()
+        self._clock = clock or FolderClock(state.directory)
         self._let_go = let_go
         self._sizes: dict[str, tuple[int, int]] = {}
         """Run that has ended -> (its round, bytes of its files): these do not change."""
@@ -73,7 +73,8 @@ class Housekeeping:
         if self._let_go is not None and await asyncio.to_thread(scarce, self._state.directory):
             await self._let_go()
         ended = await asyncio.to_thread(self._ended)
-        for id, setting in surplus(ended, self._retention, self._clock())[:AT_ONCE]:
+        now = await asyncio.to_thread(self._clock)
+        for id, setting in surplus(ended, self._retention, now)[:AT_ONCE]:
             try:
                 await self._runs.delete(id)
             except EdgeAttentionError as error:  # somebody has resumed it, or deleted it, meanwhile

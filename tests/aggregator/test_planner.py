@@ -237,4 +237,4 @@ def test_a_process_has_its_bounds_and_comes_after_others(monkeypatch):
         assert not child.is_running()
 
     asyncio.run(scenario())
-    assert found == {"cpu": (77, 82), "core": (0, 0), "nice": 10, "oom": 700}
+    assert found == {"cpu": (77, 82), "core": (0, 0), "nice": 5, "oom": 700}

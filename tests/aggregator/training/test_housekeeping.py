@@ -168,6 +168,25 @@ def test_what_is_kept_for_speed_alone_goes_where_little_of_the_disk_is_left(tmp_
         asyncio.run(scenario(house))
 
 
+def test_a_clock_that_is_a_year_ahead_at_the_start_deletes_nothing_by_age(tmp_path, monkeypatch):
+    real = time.time
+    kept = Retention(run_seconds=3600.0)
+
+    async def scenario(house):
+        await Housekeeping(house.state, house.runs, kept, Metrics()).look()
+        run, _ = await started(house, rounds=1)
+        await ended(house, run)
+        blob = house.state.put_blob(b"nobody names it")
+        monkeypatch.setattr(time, "time", lambda: real() + 366 * 86400.0)
+        for _ in range(2):  # each as of a process that has just started
+            await Housekeeping(house.state, house.runs, kept, Metrics()).look()
+        assert house.runs.describe(run).id == run
+        assert house.state.has_blob(blob)
+
+    with House(tmp_path) as house:
+        asyncio.run(scenario(house))
+
+
 def test_a_clock_that_is_set_a_year_ahead_deletes_nothing_by_age(monkeypatch):
     real = time.time
 
