@@ -14,13 +14,18 @@ from onnx import numpy_helper
 from edge_attention.core.generation.sampling import Sampling
 from edge_attention.demo.local_decoder import LocalDecoder
 from edge_attention.graphs.builders import attention_decoder, attention_sequences
+from tests.aggregator.inference.generation.local_sessions import exact_log_probabilities
 
 PROMPT = "to be, or not to be: "
 
 
+def whole_model(length):
+    return attention_sequences(256, length, 24, 2, 2, causal=True, rotary=True, hidden=32, seed=5)
+
+
 @pytest.fixture(scope="module")
 def decoder():
-    file = attention_sequences(256, 8, 24, 2, 2, causal=True, rotary=True, hidden=32, seed=5)
+    file = whole_model(8)
     initializers = onnx.load_from_string(file).graph.initializer
     return attention_decoder({one.name: numpy_helper.to_array(one) for one in initializers}, 2, 512)
 
@@ -65,6 +70,35 @@ def test_a_completion_is_what_one_machine_makes(base, decoder):
     with urllib.request.urlopen(f"{base}/metrics", timeout=120) as page:
         told = page.read().decode()
     assert 'edge_attention_aggregator_generation_tokens_total{kind="completion"} ' in told
+
+
+@pytest.mark.parametrize("plan", ["heads", "layers", "tokens", "replicate"])
+def test_log_probabilities_and_penalties_are_the_whole_models_by_each_plan(
+    plan, shared, client, base, decoder, tmp_path
+):
+    """Greedy without penalties too, where nodes begin the next token by themselves."""
+    path = tmp_path / "decoder.onnx"
+    path.write_bytes(decoder)
+    served = client.deploy(path, f"writer-{plan}", plan=plan, nodes=["a", "b"], tokenizer="bytes")
+    try:
+        for settings in (
+            {},
+            {"frequency_penalty": 0.4, "presence_penalty": 0.3},
+            {"temperature": 0.9, "seed": 5, "frequency_penalty": -0.2},
+        ):
+            expected = LocalDecoder(decoder).generate(PROMPT, 40, Sampling(**settings))
+            tokens = [*PROMPT.encode(), *expected]
+            asked = {"model": served.name, "prompt": PROMPT, "max_tokens": 40, "temperature": 0, **settings}
+            with post(f"{base}/v1/completions", asked | {"logprobs": 1, "echo": True}) as answer:
+                choice = json.load(answer)["choices"][0]
+            assert choice["text"] == PROMPT + bytes(expected).decode("utf-8", "replace")
+            exact = exact_log_probabilities(tokens, whole_model(len(tokens)))
+            told = choice["logprobs"]["token_logprobs"]
+            assert told[0] is None
+            right = [exact[place - 1][tokens[place]] for place in range(1, len(tokens))]
+            assert max(abs(one - other) for one, other in zip(told[1:], right, strict=True)) < 1e-5
+    finally:
+        served.undeploy()
 
 
 def test_who_goes_away_in_the_middle_leaves_no_session(base):

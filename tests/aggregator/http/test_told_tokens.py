@@ -16,7 +16,7 @@ from aggregator.inference.generation.generator import Generator
 from aggregator.inference.generation.request import GenerationEvent
 from edge_attention.core.generation.log_probabilities import ToldToken
 from edge_attention.core.generation.speculation import SpeculationRule
-from tests.aggregator.inference.generation.local_sessions import exact_log_probabilities
+from tests.aggregator.inference.generation.local_sessions import exact_log_probabilities, whole_model
 
 CLOSE = 1e-5
 UNTIL = math.inf
@@ -47,7 +47,7 @@ def name(data):
 
 def check(said, tokens, first, count):
     """That `said`, a completion's logprobs, are right: of `tokens` from `first` on."""
-    exact = exact_log_probabilities(tokens)
+    exact = exact_log_probabilities(tokens, whole_model(len(tokens)))
     assert said["tokens"] == [name(token) for token in tokens[first:]]
     for place, logprob, top in zip(
         range(first, len(tokens)), said["token_logprobs"], said["top_logprobs"], strict=True
@@ -164,7 +164,7 @@ def test_a_chat_tells_them_with_their_bytes(made):
         prompt = list(b"user: hello\nassistant:")
         tokens = prompt + [one["bytes"][0] for one in content]
         assert len(content) == 30
-        exact = exact_log_probabilities(tokens)
+        exact = exact_log_probabilities(tokens, whole_model(len(tokens)))
         for place, one in enumerate(content, start=len(prompt)):
             row = exact[place - 1]
             assert abs(one["logprob"] - row[tokens[place]]) < CLOSE

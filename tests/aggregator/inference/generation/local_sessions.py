@@ -21,10 +21,9 @@ def whole_model(length, vocabulary=256, seed=0):
     return attention_sequences(vocabulary, length, 24, 3, 2, causal=True, rotary=True, hidden=32, seed=seed)
 
 
-def exact_log_probabilities(tokens, vocabulary=256, seed=0):
-    """By `random_decoder`, computed in float64 over all tokens at once: [tokens, vocabulary], of each one's
-    follower."""
-    model = onnx.load_from_string(whole_model(len(tokens), vocabulary, seed))
+def exact_log_probabilities(tokens, whole):
+    """By the model `whole`, of all tokens at once, in float64: [tokens, vocabulary], of each one's next."""
+    model = onnx.load_from_string(whole)
 
     def widened(tensor):
         values = numpy_helper.to_array(tensor)
