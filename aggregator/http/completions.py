@@ -147,7 +147,7 @@ class Completions:
         asked = ask.asked()
         usages = UsageOfChoices(ask.choices)
         words = TokenWords(text.coder)
-        told = [ToldText(words, bool(one.stop)) for one in asked] if ask.told else None
+        told = [ToldText(words, bool(one.stop), not form.chat) for one in asked] if ask.told else None
         made = Choices([partial(generated, one) for one in asked], until).events()
         async with aclosing(made), aclosing(_told(made, told, until)) as events:
             if ask.stream:

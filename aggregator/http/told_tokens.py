@@ -13,7 +13,7 @@ from typing import Any
 from aggregator.inference.generation.coders import TextCoder, TokenText
 from aggregator.inference.generation.request import GenerationEvent
 from edge_attention.core.errors import InvalidArgument
-from edge_attention.core.generation.log_probabilities import ToldToken
+from edge_attention.core.messages.inference import ToldToken
 
 __all__ = [
     "TOLD_VALUES",
@@ -60,7 +60,7 @@ class TokenWords:
                 f"bound told-values: the answer would have more than {TOLD_VALUES:,} log probabilities: ask "
                 "with fewer or shorter prompts, fewer tokens or choices, or a smaller logprobs"
             )
-        ids = {one.token for one in told} | {token for one in told for token, _ in one.likeliest}
+        ids = {one.token for one in told} | {other.token for one in told for other in one.likeliest}
         asked = sorted(ids - self._known.keys())
         if asked:
             words = await self._coder.written(asked, until - time.monotonic())
@@ -74,11 +74,14 @@ class ToldText:
     Args:
         held: whether a word may end the text. It is not given out, so what is told of its tokens is not
             either: tokens wait then until their text has come.
+        end: whether the token that ended the text is told, too: those of a completion have one more then than
+            the text, as OpenAI has it, which who asks for one token counts on.
     """
 
-    def __init__(self, words: TokenWords, held: bool) -> None:
+    def __init__(self, words: TokenWords, held: bool, end: bool) -> None:
         self._words = words
         self._held = held
+        self._end = end
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._waiting: deque[WrittenToken] = deque()
         self._begins = ""
@@ -90,9 +93,10 @@ class ToldText:
         """What can be told once this has come. `until`: of the steady clock."""
         self._given += len(event.text)
         self._begins = self._begins or event.text[:1]
-        words = await self._words.of(event.told, until)
-        self._waiting.extend(self._written(one, words) for one in event.told)
-        sure = not self._held or event.finish == "length"
+        told = (*event.told, event.end) if self._end and event.end is not None else event.told
+        words = await self._words.of(told, until)
+        self._waiting.extend(self._written(one, words) for one in told)
+        sure = not self._held or event.finish == "length" or event.end is not None
         found = []
         while self._waiting and (sure or self._waiting[0].offset < self._given):
             found.append(self._waiting.popleft())
@@ -107,7 +111,7 @@ class ToldText:
                 left_out = text.data.startswith(b" ") and self._begins not in ("", " ")
                 self._offset = -1 if left_out else 0
             self._offset += len(self._decoder.decode(text.data))
-        likeliest = tuple((words[token], logprob) for token, logprob in told.likeliest)
+        likeliest = tuple((words[other.token], other.value) for other in told.likeliest)
         return WrittenToken(text, offset, told.logprob, likeliest)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from edge_attention.cli.array_files import read_inputs
 from edge_attention.cli.connection import connect
-from edge_attention.cli.output import print_json, say, say_on
+from edge_attention.cli.output import plain, print_json, say, say_on
 from edge_attention.client.generation import MAX_DEADLINE
+from edge_attention.core.generation.log_probabilities import MAX_LIKELIEST
+from edge_attention.core.messages.inference import ToldToken
 from edge_attention.failing import json_option
 
 TEXTLESS = 8
@@ -34,7 +38,9 @@ Fewer may be half a character, or a stop word's beginning."""
     help="Of a model with an encoder: an input of that, as of infer. Then the prompt, if there is one, is "
     "what the decoder begins with.",
 )
-@click.option("--max-tokens", type=click.IntRange(min=1), default=128, help="Tokens that may come.")
+@click.option(
+    "--max-tokens", type=click.IntRange(min=0), default=128, help="Tokens that may come; 0 with --echo alone."
+)
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0),
@@ -65,6 +71,31 @@ Fewer may be half a character, or a stop word's beginning."""
     default=1.0,
     help="Above 1, tokens that were there before are less likely.",
 )
+@click.option(
+    "--frequency-penalty",
+    type=click.FloatRange(-2, 2),
+    default=0.0,
+    help="Subtracted from a token's logit as often as it has come.",
+)
+@click.option(
+    "--presence-penalty",
+    type=click.FloatRange(-2, 2),
+    default=0.0,
+    help="Subtracted once from the logit of each token that has come.",
+)
+@click.option(
+    "--logit-bias",
+    "biases",
+    multiple=True,
+    metavar="ID=BIAS",
+    help="Added to a token's logit, -100 to 100: -100 forbids it. May be repeated.",
+)
+@click.option(
+    "--logprobs",
+    type=click.IntRange(0, MAX_LIKELIEST),
+    help="With --json: log probabilities of each token and of so many of the likeliest in its place.",
+)
+@click.option("--echo", is_flag=True, help="The prompt comes first, with --logprobs its tokens, too.")
 @click.option("--seed", type=int, help="The same seed, prompt and model give the same tokens.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="A text that ends it; may be repeated.")
 @click.option(
@@ -91,18 +122,23 @@ def generate(
     prompt: str | None,
     ids: str | None,
     inputs: tuple[str, ...],
+    biases: tuple[str, ...],
     no_speculation: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Have the decoder NAME go on from PROMPT. Its text is printed as it comes; Ctrl-C ends it.
 
-    With --json: one object a line with `text` and `tokens` as they come, the last one with `report`: why it
-    ended, whether its logits are the whole model's, the seed, tokens, trips, and how many were guesses.
+    With --json: one object a line with `text` and `tokens` as they come, with --logprobs also `told`, the
+    last one with `report`: why it ended, whether its logits are the whole model's, the seed, tokens, trips,
+    and how many were guesses.
     """
+    if options["logprobs"] is not None and not as_json:
+        raise click.UsageError("--logprobs goes with --json")
     if (prompt is None) == (ids is None) and not (inputs and prompt is None):
         raise click.UsageError("give a PROMPT, or --ids; one of both")
     given = prompt if prompt is not None else _ids(ids or "")
+    options["logit_bias"] = _biases(biases)
     arrays = read_inputs(inputs) if inputs else None
     with connect(address) as client:
         model = client.model(name)
@@ -111,7 +147,8 @@ def generate(
         sure = False
         for piece in generation:
             if as_json:
-                print_json({"text": piece.text, "tokens": piece.tokens}, indent=None)
+                told = {"told": [_told(one) for one in piece.told]} if piece.told else {}
+                print_json({"text": piece.text, "tokens": piece.tokens, **told}, indent=None)
             elif piece.text:
                 textless = None
                 say_on(piece.text)
@@ -126,7 +163,8 @@ def generate(
     report = generation.report
     assert report is not None
     if as_json:
-        print_json({"report": report}, indent=None)
+        end = None if report.end is None else _told(report.end)
+        print_json({"report": {**plain(replace(report, end=None)), "end": end}}, indent=None)
         return
     say("")
     each = 1000 * report.seconds.get("tokens", 0.0) / max(report.completion_tokens - 1, 1)
@@ -143,6 +181,29 @@ def generate(
 def _say_ids(tokens: Iterable[int]) -> None:
     """Print token ids that others may come behind."""
     say_on("".join(f"{token} " for token in tokens))
+
+
+def _told(one: ToldToken) -> dict[str, Any]:
+    """As JSON, which has no infinity: what could not come has null."""
+    likeliest = [{"token": other.token, "logprob": _finite(other.value)} for other in one.likeliest]
+    return {"token": one.token, "logprob": _finite(one.logprob), "likeliest": likeliest}
+
+
+def _finite(logprob: float | None) -> float | None:
+    return logprob if logprob is not None and math.isfinite(logprob) else None
+
+
+def _biases(given: Iterable[str]) -> dict[int, float]:
+    biases: dict[int, float] = {}
+    for text in given:
+        token, _, bias = text.partition("=")
+        try:
+            if int(token) in biases:
+                raise click.BadParameter(f"{token} is given twice", param_hint="--logit-bias")
+            biases[int(token)] = float(bias)
+        except ValueError:
+            raise click.BadParameter(f"{text[:80]!r} is not ID=BIAS", param_hint="--logit-bias") from None
+    return biases
 
 
 def _ids(text: str) -> list[int]:

@@ -6,12 +6,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 
 from edge_attention.client.connection import DEADLINE_MARGIN, ClientConnection
-from edge_attention.core.errors import DataLoss, InvalidArgument
+from edge_attention.core.errors import DataLoss, FailedPrecondition, InvalidArgument
+from edge_attention.core.generation.sampling import MAX_BIAS, MAX_COUNTED
 from edge_attention.core.messages.inference import (
     GenerateReport,
     GenerateRequest,
     GenerateResponse,
     TensorPiece,
+    TokenValue,
+    ToldToken,
 )
 from edge_attention.core.tensors import Array, DataType
 from edge_attention.jobs import values
@@ -26,10 +29,15 @@ MAX_DEADLINE = 3600.0
 
 @dataclass(frozen=True)
 class GeneratedPiece:
-    """Tokens that came, and the text that is sure by now, which may lag behind them."""
+    """Tokens that came, and the text that is sure by now, which may lag behind them.
+
+    `told`: with `logprobs`, these tokens with their log probabilities, and before them the prompt's with
+    `echo`.
+    """
 
     text: str
     tokens: tuple[int, ...]
+    told: tuple[ToldToken, ...] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -41,7 +49,7 @@ class AsyncGeneration:
     Leaving the iteration ends the generation at once, also at the aggregator.
 
     Attributes:
-        text, tokens: all that came so far.
+        text, tokens, told: all that came so far.
         report: why it ended and what it took, once it has; None before.
     """
 
@@ -51,6 +59,7 @@ class AsyncGeneration:
         self._begun = False
         self.text = ""
         self.tokens: list[int] = []
+        self.told: list[ToldToken] = []
         self.report: GenerateReport | None = None
 
     def __aiter__(self) -> AsyncIterator[GeneratedPiece]:
@@ -64,6 +73,7 @@ class AsyncGeneration:
             NotFound: no such model is deployed.
             InvalidArgument: names what is wrong with the request.
             DeadlineExceeded: says how far it came.
+            FailedPrecondition: the aggregator is of an earlier release, which passed over an option.
         """
         if self._begun:
             raise InvalidArgument("a generation is iterated over once; call generate again, with its seed")
@@ -76,12 +86,19 @@ class AsyncGeneration:
         async for response in came:
             self.text += response.text
             self.tokens.extend(response.tokens)
+            self.told.extend(response.told)
             self.report = response.report or self.report
-            if response.text or response.tokens:
-                yield GeneratedPiece(response.text, response.tokens)
+            if response.text or response.tokens or response.told:
+                yield GeneratedPiece(response.text, response.tokens, response.told)
         if self.report is None:
             raise DataLoss(
                 f"the aggregator at {self._connection.address} ended the generation without a word"
+            )
+        passed = [name for name in self._request.later if name not in self.report.heeded]
+        if passed:
+            raise FailedPrecondition(
+                f"the aggregator at {self._connection.address} is of an earlier release, which passes over "
+                f"{', '.join(passed)}: leave that out, or upgrade the aggregator"
             )
 
     async def rest(self) -> str:
@@ -110,6 +127,11 @@ def generate_request(
     speculate: bool,
     priority: int,
     arrays: Mapping[str, Array],
+    frequency_penalty: float,
+    presence_penalty: float,
+    logit_bias: Mapping[int, float],
+    logprobs: int | None,
+    echo: bool,
 ) -> GenerateRequest:
     """The request; `arrays`: the encoder's inputs.
 
@@ -123,7 +145,7 @@ def generate_request(
         model,
         text,
         ids,
-        require_whole(max_tokens, "max_tokens", 1, 2**31 - 1),
+        require_whole(max_tokens, "max_tokens", 0 if echo else 1, 2**31 - 1),
         values.number(temperature, "temperature"),
         require_whole(top_k, "top_k", 0, 2**31 - 1),
         values.number(top_p, "top_p"),
@@ -138,6 +160,25 @@ def generate_request(
             for name, array in arrays.items()
         ),
         require_whole(priority, "priority", 0, 16),
+        values.number(frequency_penalty, "frequency_penalty", -MAX_COUNTED),
+        values.number(presence_penalty, "presence_penalty", -MAX_COUNTED),
+        _biases(logit_bias),
+        None if logprobs is None else require_whole(logprobs, "logprobs", 0, 2**31 - 1),
+        values.switch(echo, "echo"),
+    )
+
+
+def _biases(found: Mapping[int, float]) -> tuple[TokenValue, ...]:
+    if not isinstance(found, Mapping):
+        raise InvalidArgument(
+            f"logit_bias is {values.said(found)}; give numbers by token id, as {{50: -100}}"
+        )
+    return tuple(
+        TokenValue(
+            require_whole(token, "a token of logit_bias", 0, 2**63 - 1),
+            values.number(bias, "a logit_bias", -MAX_BIAS),
+        )
+        for token, bias in found.items()
     )
 
 

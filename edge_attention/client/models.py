@@ -223,6 +223,11 @@ class AsyncServedModel:
         deadline: float | None = None,
         speculate: bool = True,
         priority: int = 0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        logprobs: int | None = None,
+        echo: bool = False,
     ) -> AsyncGeneration:
         """What comes after `prompt`, of a decoder: iterate over it for pieces as they come.
 
@@ -240,6 +245,13 @@ class AsyncServedModel:
             deadline: seconds for all of it; None: the server's default.
             speculate: whether tokens that the text suggests may be verified several a trip.
             priority: among generations of the model that wait for a trip: 1 goes first, 16 last; 0 is 8.
+            frequency_penalty, presence_penalty: -2 to 2; subtracted from a token's logit as often as it has
+                come, and once if it has. What the prompt has does not count.
+            logit_bias: by token id what is added to its logit, -100 to 100, after all penalties.
+            logprobs: 0 to 20: how many of the likeliest tokens of each place are told with their log
+                probabilities, besides the one that came. None: nothing is told.
+            echo: whether the prompt's text, and what is told of its tokens, comes first. `max_tokens` may be
+                0 then: how likely a text is.
 
         Raises:
             InvalidArgument: names what is of a wrong type. What the server refuses the iteration raises.
@@ -254,7 +266,8 @@ class AsyncServedModel:
         }
         request = generate_request(
             self.name, prompt, max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop,
-            deadline, speculate, priority, arrays,
+            deadline, speculate, priority, arrays, frequency_penalty, presence_penalty,
+            {} if logit_bias is None else logit_bias, logprobs, echo,
         )  # fmt: skip
         return AsyncGeneration(self._connection, request)
 

@@ -35,7 +35,7 @@ from edge_attention.core.errors import EdgeAttentionError
 from edge_attention.core.messages import attention as wire
 from edge_attention.core.messages.ensembles import DeployedEnsemble
 from edge_attention.core.messages.fleet import DescribeAggregatorResponse, Node, ProbeNodeResponse
-from edge_attention.core.messages.inference import DeployedModel, GenerateReport
+from edge_attention.core.messages.inference import DeployedModel, GenerateReport, ToldToken
 from edge_attention.core.messages.training import TrainingRound, TrainingRun
 from edge_attention.jobs.columns import Columns, Inputs, WhereMissing
 from edge_attention.jobs.federated_job import FederatedJob
@@ -364,6 +364,11 @@ class ServedModel:
         deadline: float | None = None,
         speculate: bool = True,
         priority: int = 0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        logprobs: int | None = None,
+        echo: bool = False,
     ) -> Generation:
         """What comes after `prompt`, of a decoder: iterate over it for pieces as they come; see
         AsyncServedModel.generate."""
@@ -381,6 +386,11 @@ class ServedModel:
             deadline=deadline,
             speculate=speculate,
             priority=priority,
+            frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty,
+            logit_bias=logit_bias,
+            logprobs=logprobs,
+            echo=echo,
         )
         return Generation(self._client, generation)
 
@@ -409,6 +419,11 @@ class Generation:
     def tokens(self) -> list[int]:
         """All that came so far."""
         return self._generation.tokens
+
+    @property
+    def told(self) -> list[ToldToken]:
+        """Tokens with their log probabilities, so far."""
+        return self._generation.told
 
     @property
     def report(self) -> GenerateReport | None:

@@ -30,6 +30,7 @@ from edge_attention.core.errors import (
 from edge_attention.core.generation.sampling import Sampling
 from edge_attention.demo.local_decoder import LocalDecoder
 from edge_attention.graphs.builders import attention_decoder, attention_sequences
+from tests.aggregator.inference.generation.local_sessions import exact_log_probabilities
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "decoders.md").read_text()
@@ -37,8 +38,12 @@ COMMANDS = [shlex.split(line)[1:] for line in re.findall(r"^edge-attention .*", 
 PROMPT = "to be, or not to be: "
 
 
+def whole_model(length):
+    return attention_sequences(256, length, 24, 2, 2, causal=True, rotary=True, hidden=32, seed=5)
+
+
 def random_decoder():
-    file = attention_sequences(256, 8, 24, 2, 2, causal=True, rotary=True, hidden=32, seed=5)
+    file = whole_model(8)
     initializers = onnx.load_from_string(file).graph.initializer
     return attention_decoder({one.name: numpy_helper.to_array(one) for one in initializers}, 2, 512)
 
@@ -83,9 +88,15 @@ def test_what_the_page_says_is_done(shared, model, capsys):
         status, out, said = command(shared, *words)
         assert status == 0, said
         assert out
-    (block,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    exec(block.replace("127.0.0.1:50051", shared.address), {})
+    names = {}
+    streams, likely = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    exec(streams.replace("127.0.0.1:50051", shared.address), names)
     assert capsys.readouterr().out.endswith("length 60\n")
+    exec(likely.replace("127.0.0.1:50051", shared.address), names)
+    tokens = list(b"The function ")
+    exact = exact_log_probabilities(tokens, whole_model(len(tokens)))
+    expected = sum(exact[place - 1][tokens[place]] for place in range(1, len(tokens)))
+    assert abs(float(capsys.readouterr().out) - expected) < 1e-4
 
 
 def test_tokens_come_as_one_machine_gives_them(shared, model, decoder):
@@ -118,6 +129,47 @@ def test_tokens_come_as_one_machine_gives_them(shared, model, decoder):
             assert found[1] != text
 
     asyncio.run(several())
+
+
+def test_penalties_bias_and_log_probabilities_are_those_of_one_machine(model, decoder):
+    settings = {"frequency_penalty": 0.3, "presence_penalty": 0.2, "temperature": 0.8, "seed": 4}
+    expected = LocalDecoder(decoder).generate(PROMPT, 40, Sampling(**settings, logit_bias=((101, -100.0),)))
+    asked = {**settings, "max_tokens": 40, "logit_bias": {101: -100}}
+    generation = model.generate(PROMPT, **asked, logprobs=3, echo=True)
+    pieces = list(generation)
+    assert tuple(generation.tokens) == expected
+    assert 101 not in expected
+    assert generation.text == PROMPT + bytes(expected).decode("utf-8", "replace")
+    tokens = [*PROMPT.encode(), *expected]
+    assert [one.token for one in generation.told] == tokens
+    assert generation.told == [one for piece in pieces for one in piece.told]
+    exact = exact_log_probabilities(tokens, whole_model(len(tokens)))
+    assert generation.told[0].logprob is None
+    for place, told in enumerate(generation.told[1:], start=1):
+        assert abs(told.logprob - exact[place - 1][told.token]) < 1e-5
+        for other in told.likeliest:
+            assert abs(other.value - exact[place - 1][other.token]) < 1e-5
+        assert len(told.likeliest) == 3
+    assert set(generation.report.heeded) == {*settings, "logit_bias", "logprobs", "echo"} - {
+        "temperature", "seed"
+    }  # fmt: skip
+    for wrong, said in (
+        ({"logit_bias": {256: 1}}, "logit_bias has token 256; the model knows 0 to 255"),
+        ({"logit_bias": {1: 101}}, "a logit_bias is 101"),
+        ({"logprobs": 21}, "logprobs is 21; it must be 0 to 20"),
+        ({"frequency_penalty": 3}, "frequency_penalty is 3"),
+    ):
+        with pytest.raises(InvalidArgument, match=re.escape(said)):
+            model.generate(PROMPT, **wrong).rest()
+    for wrong, said in (
+        ({"logit_bias": [1]}, "logit_bias is"),
+        ({"logit_bias": {"a": 1}}, "a token of logit_bias"),
+        ({"logprobs": -1}, "logprobs"),
+        ({"echo": 1}, "echo"),
+        ({"max_tokens": 0}, "max_tokens"),
+    ):
+        with pytest.raises(InvalidArgument, match=said):
+            model.generate(PROMPT, **wrong)
 
 
 def test_the_command_prints_text_as_it_comes(shared, model, decoder):

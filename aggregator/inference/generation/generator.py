@@ -299,7 +299,8 @@ class _RunningGeneration(Generic[S]):
                 usage = self._usage(course, prompted) if finish else None
                 if text or kept or finish:
                     told = told[: len(told) - len(came) + kept]
-                    yield GenerationEvent(text, came[:kept], finish, usage, told)
+                    end = None if self._written.stopped else course.end
+                    yield GenerationEvent(text, came[:kept], finish, usage, told, end)
         finally:
             if ahead is not None:
                 ahead.cancel()

@@ -8,9 +8,10 @@ from typing import Literal
 
 from aggregator.inference.batching.batch_queue import PRIORITIES, PRIORITY
 from edge_attention.core.errors import InvalidArgument
-from edge_attention.core.generation.log_probabilities import ToldToken, check_likeliest
+from edge_attention.core.generation.log_probabilities import check_likeliest
 from edge_attention.core.generation.sampling import Sampling
 from edge_attention.core.generation.stops import StopWords
+from edge_attention.core.messages.inference import ToldToken
 from edge_attention.core.tensors import Array
 
 __all__ = [
@@ -154,7 +155,7 @@ class GenerationEvent:
     """Some tokens, and the text that is sure by now: it may lag behind them.
 
     `told`: how likely these tokens were, where that is asked for; and before them the prompt's, with `echo`,
-    whose text comes first, too.
+    whose text comes first, too. `end`: the same of the token that ended the text, which is none of it.
     `finish` is said in the last event, with `usage`: "stop" by a token or a word that ends the text, "length"
     by max_tokens or the session's longest.
     """
@@ -164,3 +165,4 @@ class GenerationEvent:
     finish: Finish = ""
     usage: GenerationUsage | None = None
     told: tuple[ToldToken, ...] = ()
+    end: ToldToken | None = None

@@ -46,7 +46,8 @@ class GenerationApi:
         try:
             async with aclosing(self._generator.generate(asked, caller_of(call), seconds)) as events:
                 async for event in events:
-                    yield GenerateResponse(event.text, event.tokens, _report(event))
+                    report = _report(event, request.later)
+                    yield GenerateResponse(event.text, event.tokens, report, event.told)
         finally:
             ending.cancel()
 
@@ -68,6 +69,11 @@ def _asked(request: GenerateRequest) -> GenerationRequest:
         not request.no_speculation,
         inputs=whole_arrays(request.inputs),
         priority=request.priority,
+        frequency_penalty=request.frequency_penalty,
+        presence_penalty=request.presence_penalty,
+        logit_bias=tuple((one.token, one.value) for one in request.logit_bias),
+        logprobs=request.logprobs,
+        echo=request.echo,
     )
 
 
@@ -81,7 +87,7 @@ def _seconds(deadline: float | None) -> float:
     return deadline
 
 
-def _report(event: GenerationEvent) -> GenerateReport | None:
+def _report(event: GenerationEvent, heeded: tuple[str, ...]) -> GenerateReport | None:
     usage = event.usage
     if usage is None:
         return None
@@ -96,4 +102,6 @@ def _report(event: GenerationEvent) -> GenerateReport | None:
         usage.seconds,
         not usage.lacking,
         usage.lacking,
+        heeded,
+        event.end,
     )

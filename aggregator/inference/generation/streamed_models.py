@@ -49,7 +49,7 @@ __all__ = ["SUFFIX", "ServedDecoder", "StreamedDecoder", "StreamedDecoders", "re
 SUFFIX = ".generate"
 PLATFORM = "edge_attention_generate"
 DEFAULT_TOKENS = 128
-_NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty")
+_NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty")
 _WHOLE = ("max_tokens", "top_k", "seed")
 _KINDS = {
     **dict.fromkeys(_WHOLE, "a whole number"),

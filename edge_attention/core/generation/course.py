@@ -18,10 +18,11 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 
 from edge_attention.core.errors import InvalidArgument, InvalidTensor
-from edge_attention.core.generation.log_probabilities import ToldToken, check_likeliest, told_token
+from edge_attention.core.generation.log_probabilities import check_likeliest, told_token
 from edge_attention.core.generation.lookup import NgramLookup
 from edge_attention.core.generation.sampling import Sampling, choose
 from edge_attention.core.generation.speculation import GuessRecord, SpeculationRule
+from edge_attention.core.messages.inference import ToldToken
 from edge_attention.core.tensors import Float32
 
 __all__ = ["PROMPT_ROWS", "GenerationCourse"]
@@ -46,6 +47,7 @@ class GenerationCourse:
         length: tokens that the model has.
         told: of the last `take`, what came with how likely it was, and before it the prompt's tokens. The
             prompt's first is told with the next.
+        end: the same of the token that ended the text, which is none of it; None: none did, or none is told.
         finish: "" while it goes on, "stop" after a token that ends the text, "length" after `most` tokens.
         guessed, accepted: tokens that were verified as guesses, and those that were right.
     """
@@ -83,6 +85,7 @@ class GenerationCourse:
         self._guesses = 0
         self.length = 0
         done = not most and self._untold < 2
+        self.end: ToldToken | None = None
         self.told: tuple[ToldToken, ...] = (ToldToken(prompt[0]),) if done and self._untold else ()
         self.finish: Literal["", "stop", "length"] = "length" if done else ""
         self.guessed = 0
@@ -152,11 +155,12 @@ class GenerationCourse:
         place = len(self._lookup.tokens)
         before = self._seen if self._sampling.repetition_penalty != 1 else ()
         token = choose(logits, self._sampling, place, before, self._came)
+        told = None if self._likeliest is None else told_token(logits, token, place, self._likeliest)
         if token in self._ends:
-            self.finish = "stop"
+            self.finish, self.end = "stop", told
             return token
-        if self._likeliest is not None:
-            self.told += (told_token(logits, token, place, self._likeliest),)
+        if told is not None:
+            self.told += (told,)
         if self._sampling.counts:
             self._came[token] += 1
         if self._rule is not None:

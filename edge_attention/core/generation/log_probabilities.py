@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.generation.sampling import check_finite
+from edge_attention.core.messages.inference import TokenValue, ToldToken
 from edge_attention.core.tensors import Array, Float32
 
-__all__ = ["MAX_LIKELIEST", "ToldToken", "told_token"]
+__all__ = ["MAX_LIKELIEST", "check_likeliest", "told_token"]
 
 MAX_LIKELIEST = 20
 """Other tokens of a place that may be asked for, as OpenAI has it."""
-
-
-@dataclass(frozen=True)
-class ToldToken:
-    """A token and how likely it was.
-
-    Attributes:
-        logprob: natural logarithm of its probability; -inf where it could not come. None: nothing is before
-            it that would say, as of a prompt's first.
-        likeliest: the likeliest tokens of the place with theirs, the likeliest first, of equal ones the
-            lowest number; the token may be none of them.
-    """
-
-    token: int
-    logprob: float | None = None
-    likeliest: tuple[tuple[int, float], ...] = ()
 
 
 def told_token(logits: Float32, token: int, place: int, likeliest: int) -> ToldToken:
@@ -47,7 +31,7 @@ def told_token(logits: Float32, token: int, place: int, likeliest: int) -> ToldT
     scores = logits.astype(np.float64)
     top = scores.max()
     whole = top + math.log(np.exp(scores - top).sum())
-    told = tuple((one, float(scores[one] - whole)) for one in _likeliest(scores, likeliest))
+    told = tuple(TokenValue(one, float(scores[one] - whole)) for one in _likeliest(scores, likeliest))
     return ToldToken(token, float(scores[token] - whole), told)
 
 

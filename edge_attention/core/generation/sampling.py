@@ -17,7 +17,7 @@ from edge_attention.core.errors import InvalidArgument, NotFinite
 from edge_attention.core.generation.draws import exp, uniform
 from edge_attention.core.tensors import Array, Float32
 
-__all__ = ["GREEDY", "MAX_BIASES", "Sampling", "check_finite", "choose"]
+__all__ = ["GREEDY", "MAX_BIAS", "MAX_BIASES", "MAX_COUNTED", "Sampling", "check_finite", "choose"]
 
 MAX_TEMPERATURE = 100.0
 LEAST_PENALTY, MAX_PENALTY = 0.01, 100.0

@@ -275,6 +275,28 @@ class InferResponse:
 
 
 @dataclass(frozen=True)
+class TokenValue:
+    token: int
+    value: float
+
+
+@dataclass(frozen=True)
+class ToldToken:
+    """A token and its log probability, by the model's own logits.
+
+    Attributes:
+        logprob: natural; -inf where it could not come. None: nothing is before it that would say, as of a
+            prompt's first.
+        likeliest: the likeliest tokens of the place with theirs, the likeliest first, of equal ones the
+            lowest number; the token may be none of them.
+    """
+
+    token: int
+    logprob: float | None = None
+    likeliest: tuple[TokenValue, ...] = ()
+
+
+@dataclass(frozen=True)
 class GenerateRequest:
     """See `GenerateRequest` in inference.proto: a prompt as `text`, or as `ids`; or an encoder's inputs."""
 
@@ -293,6 +315,18 @@ class GenerateRequest:
     no_speculation: bool = False
     inputs: tuple[TensorPiece, ...] = ()
     priority: int = 0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[TokenValue, ...] = ()
+    logprobs: int | None = None
+    echo: bool = False
+
+    @property
+    def later(self) -> tuple[str, ...]:
+        """Fields that are set and that earlier releases do not know: these pass over them."""
+        told = ("logprobs",) if self.logprobs is not None else ()
+        names = ("frequency_penalty", "presence_penalty", "logit_bias", "echo")
+        return (*(name for name in names if getattr(self, name)), *told)
 
 
 @dataclass(frozen=True)
@@ -306,6 +340,8 @@ class GenerateReport:
         guessed, accepted: tokens that were verified several a trip, and those of them that were right.
         seconds: by stage: prompt, tokens, all.
         exact: its tokens are of the whole model's logits, to rounding in its types; `lacking` says why not.
+        heeded: `GenerateRequest.later`, as far as the aggregator knows them.
+        end: with `logprobs`, the token that ended the text, which is none of its tokens; None: none did.
     """
 
     finish: str
@@ -318,12 +354,17 @@ class GenerateReport:
     seconds: Mapping[str, float] = field(default_factory=dict)
     exact: bool = True
     lacking: str = ""
+    heeded: tuple[str, ...] = ()
+    end: ToldToken | None = None
 
 
 @dataclass(frozen=True)
 class GenerateResponse:
-    """Tokens that came, and the text that is sure by now; `report` is in the last."""
+    """Tokens that came, and the text that is sure by now; `report` is in the last.
+
+    `told`: of these tokens, and before them of the prompt's with `echo`."""
 
     text: str = ""
     tokens: tuple[int, ...] = ()
     report: GenerateReport | None = None
+    told: tuple[ToldToken, ...] = ()

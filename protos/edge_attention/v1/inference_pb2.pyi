@@ -928,6 +928,11 @@ class GenerateRequest(_message.Message):
     NO_SPECULATION_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
+    PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
+    LOGIT_BIAS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    ECHO_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     text: _builtins.str
@@ -952,6 +957,15 @@ class GenerateRequest(_message.Message):
     """One token a trip, even where the text suggests several. The tokens are the same."""
     priority: _builtins.int
     """Among generations of the model that wait for a trip: 1 goes first, 16 last; 0 is 8."""
+    frequency_penalty: _builtins.float
+    """Subtracted from a token's logit as often as it has come, and once if it has."""
+    presence_penalty: _builtins.float
+    logprobs: _builtins.int
+    """How many of the likeliest tokens of each place are told with their log probabilities, besides that of the
+    token that came; absent: nothing is told.
+    """
+    echo: _builtins.bool
+    """The prompt's text, and what is told of its tokens, come first. Then max_tokens may be 0."""
     checksum: _builtins.int
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
@@ -964,6 +978,10 @@ class GenerateRequest(_message.Message):
         """Of a decoder beside an encoder: the encoder's inputs, each of one row, whole or its pieces in order. Then
         the prompt is the decoder's first tokens; without them it is the encoder's input.
         """
+
+    @_builtins.property
+    def logit_bias(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenValue]:
+        """Added to the logits of tokens, after all penalties."""
 
     def __init__(
         self,
@@ -983,16 +1001,23 @@ class GenerateRequest(_message.Message):
         no_speculation: _builtins.bool = ...,
         inputs: _abc.Iterable[Global___TensorPiece] | None = ...,
         priority: _builtins.int = ...,
+        frequency_penalty: _builtins.float = ...,
+        presence_penalty: _builtins.float = ...,
+        logit_bias: _abc.Iterable[Global___TokenValue] | None = ...,
+        logprobs: _builtins.int | None = ...,
+        echo: _builtins.bool = ...,
         checksum: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_deadline_seconds", b"_deadline_seconds", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_top_p", b"_top_p", "checksum", b"checksum", "deadline_seconds", b"deadline_seconds", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_deadline_seconds", b"_deadline_seconds", "_logprobs", b"_logprobs", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_top_p", b"_top_p", "checksum", b"checksum", "deadline_seconds", b"deadline_seconds", "logprobs", b"logprobs", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_deadline_seconds", b"_deadline_seconds", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_top_p", b"_top_p", "checksum", b"checksum", "deadline_seconds", b"deadline_seconds", "ids", b"ids", "inputs", b"inputs", "max_tokens", b"max_tokens", "min_p", b"min_p", "model", b"model", "no_speculation", b"no_speculation", "priority", b"priority", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "text", b"text", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "_deadline_seconds", b"_deadline_seconds", "_logprobs", b"_logprobs", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_top_p", b"_top_p", "checksum", b"checksum", "deadline_seconds", b"deadline_seconds", "echo", b"echo", "frequency_penalty", b"frequency_penalty", "ids", b"ids", "inputs", b"inputs", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "model", b"model", "no_speculation", b"no_speculation", "presence_penalty", b"presence_penalty", "priority", b"priority", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "text", b"text", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
     _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
     _WhichOneofReturnType__deadline_seconds: _TypeAlias = _typing.Literal["deadline_seconds"]  # noqa: Y015
     _WhichOneofArgType__deadline_seconds: _TypeAlias = _typing.Literal["_deadline_seconds", b"_deadline_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
+    _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
     _WhichOneofReturnType__repetition_penalty: _TypeAlias = _typing.Literal["repetition_penalty"]  # noqa: Y015
     _WhichOneofArgType__repetition_penalty: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
@@ -1004,6 +1029,8 @@ class GenerateRequest(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline_seconds) -> _WhichOneofReturnType__deadline_seconds | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__logprobs) -> _WhichOneofReturnType__logprobs | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__repetition_penalty) -> _WhichOneofReturnType__repetition_penalty | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
@@ -1013,12 +1040,68 @@ class GenerateRequest(_message.Message):
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
 @_typing.final
+class TokenValue(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    token: _builtins.int
+    value: _builtins.float
+    def __init__(
+        self,
+        *,
+        token: _builtins.int = ...,
+        value: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenValue: _TypeAlias = TokenValue  # noqa: Y015
+
+@_typing.final
+class ToldToken(_message.Message):
+    """A token and its log probability, by the model's own logits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    LIKELIEST_FIELD_NUMBER: _builtins.int
+    token: _builtins.int
+    logprob: _builtins.float
+    """Absent of a prompt's first."""
+    @_builtins.property
+    def likeliest(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenValue]:
+        """The likeliest tokens of the place with theirs, the likeliest first."""
+
+    def __init__(
+        self,
+        *,
+        token: _builtins.int = ...,
+        logprob: _builtins.float | None = ...,
+        likeliest: _abc.Iterable[Global___TokenValue] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "logprob", b"logprob"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "likeliest", b"likeliest", "logprob", b"logprob", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__logprob: _TypeAlias = _typing.Literal["logprob"]  # noqa: Y015
+    _WhichOneofArgType__logprob: _TypeAlias = _typing.Literal["_logprob", b"_logprob"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__logprob) -> _WhichOneofReturnType__logprob | None: ...
+
+Global___ToldToken: _TypeAlias = ToldToken  # noqa: Y015
+
+@_typing.final
 class GenerateResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
+    TOLD_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """That is sure by now: it may lag behind the tokens."""
@@ -1029,17 +1112,22 @@ class GenerateResponse(_message.Message):
     def report(self) -> Global___GenerateReport:
         """In the last message."""
 
+    @_builtins.property
+    def told(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToldToken]:
+        """Of these tokens, and before them of the prompt's with `echo`."""
+
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         tokens: _abc.Iterable[_builtins.int] | None = ...,
         report: Global___GenerateReport | None = ...,
+        told: _abc.Iterable[Global___ToldToken] | None = ...,
         checksum: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum", "report", b"report", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum", "report", b"report", "text", b"text", "tokens", b"tokens", "told", b"told"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
     _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
@@ -1083,6 +1171,8 @@ class GenerateReport(_message.Message):
     SECONDS_FIELD_NUMBER: _builtins.int
     EXACT_FIELD_NUMBER: _builtins.int
     LACKING_FIELD_NUMBER: _builtins.int
+    HEEDED_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
     finish: _builtins.str
     """"stop": by a token or word that ends the text. "length": by max_tokens, or the longest a session may be."""
     prompt_tokens: _builtins.int
@@ -1101,6 +1191,16 @@ class GenerateReport(_message.Message):
     def seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """By stage: prompt, tokens, all."""
 
+    @_builtins.property
+    def heeded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Fields of the request from `frequency_penalty` on that were set and heeded. An aggregator of an earlier release,
+        which passes over them, says none.
+        """
+
+    @_builtins.property
+    def end(self) -> Global___ToldToken:
+        """With `logprobs`, the token that ended the text, which is none of its tokens."""
+
     def __init__(
         self,
         *,
@@ -1114,10 +1214,12 @@ class GenerateReport(_message.Message):
         seconds: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         exact: _builtins.bool = ...,
         lacking: _builtins.str = ...,
+        heeded: _abc.Iterable[_builtins.str] | None = ...,
+        end: Global___ToldToken | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "completion_tokens", b"completion_tokens", "exact", b"exact", "finish", b"finish", "guessed", b"guessed", "lacking", b"lacking", "prompt_tokens", b"prompt_tokens", "seconds", b"seconds", "seed", b"seed", "trips", b"trips"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "completion_tokens", b"completion_tokens", "end", b"end", "exact", b"exact", "finish", b"finish", "guessed", b"guessed", "heeded", b"heeded", "lacking", b"lacking", "prompt_tokens", b"prompt_tokens", "seconds", b"seconds", "seed", b"seed", "trips", b"trips"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

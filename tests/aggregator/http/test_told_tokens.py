@@ -14,8 +14,8 @@ from aggregator.http.told_tokens import LogprobsText, TokenWords, ToldText, chat
 from aggregator.inference.generation.coders import BytesCoder, TokenText
 from aggregator.inference.generation.generator import Generator
 from aggregator.inference.generation.request import GenerationEvent
-from edge_attention.core.generation.log_probabilities import ToldToken
 from edge_attention.core.generation.speculation import SpeculationRule
+from edge_attention.core.messages.inference import TokenValue, ToldToken
 from tests.aggregator.inference.generation.local_sessions import exact_log_probabilities, whole_model
 
 CLOSE = 1e-5
@@ -248,11 +248,11 @@ class Words(BytesCoder):
         return tuple(self.words[one] for one in ids)
 
 
-def told(coder, *events, held=False):
+def told(coder, *events, held=False, end=True):
     """What is told after each event."""
 
     async def follow():
-        text = ToldText(TokenWords(coder), held)
+        text = ToldText(TokenWords(coder), held, end)
         return [await text.after(one, UNTIL) for one in events]
 
     return asyncio.run(follow())
@@ -283,9 +283,42 @@ def test_tokens_wait_for_their_text_where_a_word_may_end_it():
     assert [len(some) for some in told(coder, *events, held=True)] == [1, 0, 2]
 
 
+def test_the_token_that_ended_the_text_is_told_of_completions():
+    coder = Words(b"a", b"b", TokenText(b"</s>", shown=False))
+    events = came("a", 0), GenerationEvent("b", (1,), "stop", None, (ToldToken(1, -0.5),), ToldToken(2, -0.1))
+    for held in (False, True):
+        found = told(coder, *events, held=held)
+        assert [[one.text.data for one in some] for some in found] == [[b"a"], [b"b", b"</s>"]]
+        found = told(coder, *events, held=held, end=False)
+        assert [[one.text.data for one in some] for some in found] == [[b"a"], [b"b"]]
+
+
+@pytest.mark.parametrize("stop", [None, "never said"])
+def test_one_who_asks_for_one_token_is_told_one_even_if_it_ends_the_text(made, stop, tmp_path):
+    """lm-evaluation-harness leaves out the last of what it is told, whatever that is."""
+
+    async def scenario(port):
+        asked = {"model": "small", "prompt": PROMPT, "max_tokens": 1, "temperature": 0, "echo": True}
+        asked |= {"logprobs": 1, "stop": stop}
+        before = (await port.post("/v1/completions", json=asked)).json["choices"][0]
+        (tmp_path / "generation_config.json").write_text(
+            json.dumps({"eos_token_id": told_byte(before["logprobs"]["tokens"][-1])})
+        )
+        made.deployment = "small-1"
+        answer = (await port.post("/v1/completions", json=asked)).json
+        (choice,) = answer["choices"]
+        assert (choice["text"], choice["finish_reason"]) == (PROMPT, "stop")
+        assert choice["logprobs"] == before["logprobs"]
+        assert answer["usage"]["completion_tokens"] == 0
+        chunks = streamed((await port.post("/v1/completions", json=asked | {"stream": True})).body)
+        assert joined(chunks) == (PROMPT, before["logprobs"])
+
+    made.run(scenario)
+
+
 def test_what_could_not_come_is_a_number_and_of_two_written_alike_the_likelier_is_told():
     coder = Words(b"a", b"a")
-    never = ToldToken(1, -math.inf, ((0, -0.1), (1, -math.inf)))
+    never = ToldToken(1, -math.inf, (TokenValue(0, -0.1), TokenValue(1, -math.inf)))
     (found,) = told(coder, GenerationEvent("a", (1,), "", None, (never,)))
     assert completion_logprobs(found)["token_logprobs"] == [-9999.0]
     assert completion_logprobs(found)["top_logprobs"] == [{"a": -0.1}]

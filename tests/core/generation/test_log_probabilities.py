@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from edge_attention.core.errors import InvalidArgument, NotFinite
 from edge_attention.core.generation.course import GenerationCourse
-from edge_attention.core.generation.log_probabilities import ToldToken, told_token
+from edge_attention.core.generation.log_probabilities import told_token
 from edge_attention.core.generation.sampling import GREEDY, Sampling
 from edge_attention.core.generation.speculation import SpeculationRule
+from edge_attention.core.messages.inference import ToldToken
 
 LOGITS = st.lists(st.integers(-30, 30) | st.just(-np.inf), min_size=1, max_size=40).filter(
     lambda found: max(found) > -np.inf
@@ -29,8 +30,8 @@ def test_a_token_is_told_with_its_log_probability_and_the_likeliest(logits, coun
     assert told.token == token
     np.testing.assert_allclose(told.logprob, expected[token], rtol=1e-9, atol=1e-9)
     order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))[:count]
-    assert [one for one, _ in told.likeliest] == order
-    np.testing.assert_allclose([found for _, found in told.likeliest], expected[order], rtol=1e-9, atol=1e-9)
+    assert [one.token for one in told.likeliest] == order
+    np.testing.assert_allclose([one.value for one in told.likeliest], expected[order], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("bad", [[np.nan, 1.0], [np.inf, 1.0], [-np.inf, -np.inf]])
@@ -100,10 +101,14 @@ def test_of_a_prompt_alone_nothing_more_is_asked_than_it_takes():
         GenerationCourse([3], GREEDY, 0)
 
 
-def test_a_token_that_ends_the_text_is_not_told():
+def test_a_token_that_ends_the_text_is_told_by_itself():
     course = GenerationCourse([0, 1], GREEDY, 9, ends=range(VOCABULARY), likeliest=0)
     assert followed(course) == ([], [2])
-    assert course.finish == "stop"
+    logits = logits_after([0, 1])
+    assert (course.finish, course.end) == ("stop", told_token(logits, int(logits.argmax()), 2, 0))
+    course = GenerationCourse([0, 1], GREEDY, 9, ends=range(VOCABULARY))
+    followed(course)
+    assert (course.finish, course.end) == ("stop", None)
 
 
 def test_more_than_may_be_told_is_refused():
