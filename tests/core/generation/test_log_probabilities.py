@@ -34,6 +34,19 @@ def test_a_token_is_told_with_its_log_probability_and_the_likeliest(logits, coun
     np.testing.assert_allclose([one.value for one in told.likeliest], expected[order], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("size", [511, 512, 513, 5000, 20_011])
+@pytest.mark.parametrize("values", [3, 10**6])
+@pytest.mark.parametrize("left_out", [0.0, 0.999])
+def test_the_likeliest_of_many_are_those_of_all_sorted(size, values, left_out):
+    rng = np.random.default_rng(size)
+    logits = rng.integers(-values, values, size).astype(np.float32)
+    logits[rng.random(size) < left_out] = -np.inf
+    logits[size // 2] = 1.0
+    told = told_token(logits, 0, 3, 20)
+    order = sorted(range(size), key=lambda i: (-logits[i], i))[:20]
+    assert [one.token for one in told.likeliest] == order
+
+
 @pytest.mark.parametrize("bad", [[np.nan, 1.0], [np.inf, 1.0], [-np.inf, -np.inf]])
 def test_logits_that_say_nothing_are_refused(bad):
     with pytest.raises(NotFinite, match="place 7"):
