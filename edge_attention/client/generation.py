@@ -145,7 +145,7 @@ def generate_request(
         model,
         text,
         ids,
-        require_whole(max_tokens, "max_tokens", 0 if echo else 1, 2**31 - 1),
+        require_whole(max_tokens, "max_tokens", 0 if values.switch(echo, "echo") else 1, 2**31 - 1),
         values.number(temperature, "temperature"),
         require_whole(top_k, "top_k", 0, 2**31 - 1),
         values.number(top_p, "top_p"),
@@ -164,7 +164,7 @@ def generate_request(
         values.number(presence_penalty, "presence_penalty", -MAX_COUNTED),
         _biases(logit_bias),
         None if logprobs is None else require_whole(logprobs, "logprobs", 0, 2**31 - 1),
-        values.switch(echo, "echo"),
+        echo,
     )
 
 
