@@ -27,7 +27,10 @@ from edge_attention.options import ADDRESS, BYTES, name_sources, set_up
     cls=ProgramGroup,
     invoke_without_command=True,
     context_settings={"auto_envvar_prefix": "EDGE_AGGREGATOR", "show_default": True},
-    epilog="Every option is also an environment variable: --metrics-port is EDGE_AGGREGATOR_METRICS_PORT; of "
+    epilog="\b\nExamples:\n"
+    "  edge-aggregator --state state --metrics-port 9464\n"
+    "  edge-aggregator --listen 0.0.0.0:50051 --tls --state /var/lib/edge-attention\n\n"
+    "Every option is also an environment variable: --metrics-port is EDGE_AGGREGATOR_METRICS_PORT; of "
     "a command, its name comes before: --role of token create is EDGE_AGGREGATOR_TOKEN_CREATE_ROLE.",
 )
 @click.option(

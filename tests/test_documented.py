@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 
+import click
 import pytest
 from documented import (
     PAGES,
@@ -93,6 +94,12 @@ def test_every_option_that_a_page_names_is_one():
         if page.name not in OF_TOOLS:
             named = set(re.findall(r"`(--[a-z][a-z-]+)", page.read_text(encoding="utf-8")))
             assert named - known - OF_OTHERS == set(), page
+
+
+@pytest.mark.parametrize(("path", "command"), list(each_command()), ids=str)
+def test_every_command_shows_an_example(path, command):
+    shown = command.get_help(click.Context(command, info_name=path))
+    assert re.search(r"^ +(?:Example: )?edge-(?:attention|aggregator|node) \S", shown, re.MULTILINE), shown
 
 
 def test_every_variable_that_a_page_names_is_read():

@@ -75,7 +75,7 @@ def _opened(state: Path | None) -> Iterator[_Opened]:
         yield _Opened(registry, audit, pin_of(authorities), folder)
 
 
-@click.group()
+@click.group(epilog="Example: edge-aggregator --state /var/lib/edge-attention token create --role user")
 def token() -> None:
     """Make, list and revoke tokens, with which nodes join and clients get access."""
 
@@ -150,7 +150,7 @@ def create(
     click.echo(f"token {made.id}, {_use(row)}; it is not shown again", err=True)
 
 
-@token.command("list")
+@token.command("list", epilog="Example: edge-aggregator --state /var/lib/edge-attention token list")
 @_state_option
 @json_option
 def list_tokens(state: Path | None, as_json: bool) -> None:
@@ -171,7 +171,7 @@ def list_tokens(state: Path | None, as_json: bool) -> None:
     )
 
 
-@token.command()
+@token.command(epilog="Example: edge-aggregator --state /var/lib/edge-attention token revoke 5f2c81d0")
 @click.argument("token_id", metavar="ID")
 @_state_option
 @json_option
@@ -191,12 +191,14 @@ def revoke(token_id: str, state: Path | None, as_json: bool) -> None:
         )
 
 
-@click.group()
+@click.group(epilog="Example: edge-aggregator --state /var/lib/edge-attention certificate revoke clinic-3")
 def certificate() -> None:
     """List and revoke the certificates of nodes and clients."""
 
 
-@certificate.command("list")
+@certificate.command(
+    "list", epilog="Example: edge-aggregator --state /var/lib/edge-attention certificate list"
+)
 @_state_option
 @json_option
 def list_certificates(state: Path | None, as_json: bool) -> None:
@@ -214,7 +216,9 @@ def list_certificates(state: Path | None, as_json: bool) -> None:
     )
 
 
-@certificate.command("revoke")
+@certificate.command(
+    "revoke", epilog="Example: edge-aggregator --state /var/lib/edge-attention certificate revoke clinic-3"
+)
 @click.argument("name")
 @click.option("--role", type=click.Choice(ROLES), help="Of several with that name, the one in this role.")
 @_state_option

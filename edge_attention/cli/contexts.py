@@ -17,11 +17,19 @@ from edge_attention.core.messages.attention import Context, Segment
 from edge_attention.failing import json_option
 from edge_attention.jobs.array_files import load_npz
 
+_EPILOG = """
+Examples:
+
+\b
+  edge-attention contexts create memory --query-heads 8 --key-heads 2 --key-dim 64
+  edge-attention contexts append memory tokens.npz
+  edge-attention attend memory --queries queries.npy
+"""
 _size = click.IntRange(1)
 _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.group(invoke_without_command=True)
+@click.group(invoke_without_command=True, epilog=_EPILOG)
 @json_option
 @click.pass_context
 def contexts(ctx: click.Context, as_json: bool) -> None:
@@ -33,7 +41,10 @@ def contexts(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         print_json([context.info for context in found])
     elif not found:
-        say("no contexts; make one with: edge-attention contexts create NAME")
+        say(
+            "no contexts; make one with: "
+            "edge-attention contexts create NAME --query-heads 8 --key-heads 2 --key-dim 64"
+        )
     else:
         print_table(
             ("context", "tokens", "query heads", "key heads", "key dim", "value dim", "replicas", "segments"),
@@ -53,7 +64,7 @@ def contexts(ctx: click.Context, as_json: bool) -> None:
         )
 
 
-@contexts.command("list")
+@contexts.command("list", epilog="Example: edge-attention contexts list --json")
 @json_option
 @click.pass_context
 def list_contexts(ctx: click.Context, as_json: bool) -> None:
@@ -180,7 +191,7 @@ def append_dataset(
     _print_appended(name, appended, as_json)
 
 
-@contexts.command()
+@contexts.command(epilog="Example: edge-attention contexts describe memory")
 @click.argument("name")
 @json_option
 @click.pass_obj
@@ -213,7 +224,7 @@ def trim(address: str, name: str, positions: str, timeout: float, as_json: bool)
         say(f"trimmed {trimmed.trimmed:,} tokens of {name}; it has {_count(trimmed.context.segments):,}")
 
 
-@contexts.command()
+@contexts.command(epilog="Example: edge-attention contexts repair memory")
 @click.argument("name")
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), default=600.0, help="Seconds it may take."
@@ -270,7 +281,7 @@ def import_(address: str, file: Path, name: str | None, replicas: int | None, as
     print_json(made) if as_json else say(f"imported {made.tokens:,} tokens as {made.spec.name}")
 
 
-@contexts.command()
+@contexts.command(epilog="Example: edge-attention contexts drop memory")
 @click.argument("name")
 @json_option
 @click.pass_obj

@@ -21,7 +21,7 @@ from edge_attention.tables.check import check_file, differences, lines_of
 from edge_attention.tables.fit import InputFit, fit
 
 
-@click.group()
+@click.group(epilog="Example: edge-attention data check north.csv south.csv")
 def data() -> None:
     """Look at files of tables as a node would."""
 

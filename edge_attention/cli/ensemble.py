@@ -28,11 +28,13 @@ Example of a FILE:
   [[member]]
   name = "microphone"
   model = "whisper"
+Then:
+  edge-attention ensemble deploy both.toml --name both
 docs/ensembles.md says what else there is.
 """
 
 
-@click.group()
+@click.group(epilog=_EXAMPLE)
 def ensemble() -> None:
     """Have several deployed models answer one request together: one for images, one for sound, say."""
 

@@ -90,7 +90,11 @@ def _unavailable(name: str, package: str) -> click.Command:
 @click.group(
     cls=_Lazy,
     context_settings={"show_default": True},
-    epilog="Every option is also an environment variable: --aggregator is EDGE_ATTENTION_AGGREGATOR; of a "
+    epilog="\b\nExamples:\n"
+    "  edge-attention up --nodes 2\n"
+    "  edge-attention nodes\n"
+    "  edge-attention --aggregator aggregator.example:50051 --token-file token train job.toml --watch\n\n"
+    "Every option is also an environment variable: --aggregator is EDGE_ATTENTION_AGGREGATOR; of a "
     "command, its name comes before: --random of attend is EDGE_ATTENTION_ATTEND_RANDOM, --node of contexts "
     "append is EDGE_ATTENTION_CONTEXTS_APPEND_NODE. Options that may be repeated take several values there, "
     "separated by spaces.",

@@ -20,7 +20,7 @@ def nodes(ctx: click.Context, as_json: bool) -> None:
         ctx.invoke(list_nodes, as_json=as_json)
 
 
-@nodes.command()
+@nodes.command(epilog="Example: edge-attention nodes forget clinic-3")
 @click.argument("node")
 @click.option(
     "--even-alone", is_flag=True, help="Also where only NODE has tokens of a context, or a part of a model."
@@ -40,7 +40,7 @@ def forget(address: str, node: str, even_alone: bool, as_json: bool) -> None:
         say(f"forgot node {node}", *(f"  no other node has {what}" for what in lost))
 
 
-@nodes.command("list")
+@nodes.command("list", epilog="Example: edge-attention nodes list --json")
 @json_option
 @click.pass_obj
 def list_nodes(address: str, as_json: bool) -> None:

@@ -22,7 +22,7 @@ def runs(ctx: click.Context, as_json: bool) -> None:
         ctx.invoke(list_runs, as_json=as_json)
 
 
-@runs.command("list")
+@runs.command("list", epilog="Example: edge-attention runs list --json")
 @json_option
 @click.pass_context
 def list_all(ctx: click.Context, as_json: bool) -> None:
@@ -30,7 +30,7 @@ def list_all(ctx: click.Context, as_json: bool) -> None:
     ctx.invoke(list_runs, as_json=as_json)
 
 
-@runs.command()
+@runs.command(epilog="Example: edge-attention runs delete patients-1f3a9c patients-77e0b2")
 @click.argument("run", nargs=-1, required=True)
 @json_option
 @click.pass_obj

@@ -95,7 +95,7 @@ def train(
 
 
 @train.add
-@click.command("list")
+@click.command("list", epilog="Example: edge-attention train list")
 @json_option
 @click.pass_obj
 def list_runs(address: str, as_json: bool) -> None:
@@ -105,7 +105,7 @@ def list_runs(address: str, as_json: bool) -> None:
 
 
 @train.add
-@click.command("watch")
+@click.command("watch", epilog="Example: edge-attention train watch patients --record patients.jsonl")
 @click.argument("run")
 @_record_option
 @json_option
@@ -118,7 +118,7 @@ def watch_run(address: str, run: str, record: Path | None, as_json: bool) -> Non
 
 
 @train.add
-@click.command("stop")
+@click.command("stop", epilog="Example: edge-attention train stop patients")
 @click.argument("run")
 @json_option
 @click.pass_obj
@@ -129,7 +129,7 @@ def stop_run(address: str, run: str, as_json: bool) -> None:
 
 
 @train.add
-@click.command("resume")
+@click.command("resume", epilog="Example: edge-attention train resume patients --watch")
 @click.argument("run")
 @click.option("--watch", "table", is_flag=True, help="Follow it as a table of the nodes, a line each.")
 @_detach_option
@@ -148,7 +148,7 @@ def resume_run(address: str, run: str, table: bool, detach: bool, record: Path |
 
 
 @train.add
-@click.command("delete")
+@click.command("delete", epilog="Example: edge-attention train delete patients-1f3a9c")
 @click.argument("run")
 @json_option
 @click.pass_obj
@@ -160,7 +160,9 @@ def delete_run(address: str, run: str, as_json: bool) -> None:
 
 
 @train.add
-@click.command("export")
+@click.command(
+    "export", epilog="Example: edge-attention train export patients --onnx patients.onnx --version best"
+)
 @click.argument("run")
 @click.option(
     "--onnx",

@@ -31,7 +31,7 @@ from edge_attention.demo.show import conclude, console, json_file_option, printe
 VICTIM = "worst"
 
 
-@click.command(cls=Commands)
+@click.command(cls=Commands, epilog="Example: edge-attention demo --json figures.json")
 @json_file_option
 @verbose_option
 def demo(json_file: Path | None, verbose: bool) -> None:

@@ -30,7 +30,7 @@ from edge_attention.jobs.federated_job import FederatedJob
 PROMPT, WRITTEN = "The function ", 240
 
 
-@click.command()
+@click.command(epilog="Example: edge-attention demo federated --json figures.json")
 @json_file_option
 @verbose_option
 def federated(json_file: Path | None, verbose: bool) -> None:

@@ -37,7 +37,7 @@ DRAWN = Sampling(temperature=0.7, top_p=0.95, seed=1)
 DEADLINE = 300.0
 
 
-@click.command()
+@click.command(epilog="Example: edge-attention demo generate --json figures.json")
 @json_file_option
 @verbose_option
 def generate(json_file: Path | None, verbose: bool) -> None:

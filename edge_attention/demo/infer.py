@@ -40,7 +40,7 @@ VICTIM = "three"
 DEADLINE = 60.0
 
 
-@click.command()
+@click.command(epilog="Example: edge-attention demo infer --json figures.json")
 @click.option(
     "--weights",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
