@@ -28,7 +28,7 @@ def data() -> None:
 
 @data.command(
     epilog="A FILE may have options, as `--data` of edge-node takes them: 'rows.csv?id=who&separator=tab'. "
-    "Exit code 1: a file would be refused, or does not fit the job. "
+    "Exit code 1: a file would be refused, or does not fit the job.\n\n"
     "Example: edge-attention data check north.csv south.csv --job job.toml"
 )
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
