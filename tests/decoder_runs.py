@@ -264,6 +264,8 @@ class WholeDecoder:
                 continue
             if one.type == "tensor(bool)":  # of both steps in the file the one with a past
                 feeds[name] = np.array([True])
+            elif "logits" in name:  # of all tokens
+                feeds[name] = np.zeros(one.shape, np.int64)
             elif "mask" in name:
                 feeds[name] = np.ones((1, self.length + 1), np.int64)
             elif "position" in name:

@@ -99,7 +99,7 @@ class CutRequest:
     rows_whole: bool = False
     before: str = ""
     hub: HubTold = HubTold()
-    given: Mapping[str, bool] = field(default_factory=dict)
+    given: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {

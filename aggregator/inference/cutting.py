@@ -22,7 +22,7 @@ from aggregator.inference.deployed import PlannedParts
 from aggregator.inference.gained import box_of, gained, gained_whole, links_of
 from aggregator.inference.generation.coders import TOKENIZER
 from aggregator.inference.measured import WORK_FILE, work_text
-from aggregator.inference.model_inputs import OTHERS, feeds_of, tensors_of
+from aggregator.inference.model_inputs import OTHERS, feeds_of, tensors_of, with_masks_of_all
 from aggregator.inference.placement import GAIN, Holders, LayerSeconds, by_word, plan_word, spread
 from aggregator.inference.plan_in_words import plan_in_words, share_in_words
 from edge_attention.core.errors import (
@@ -48,6 +48,7 @@ from edge_attention.core.schedule.pieces import dumps_decoder
 from edge_attention.core.schedule.plan import Crossing, CutPlan, Stage
 from edge_attention.core.schedule.saved_plan import dumps_plan, loads_plan
 from edge_attention.core.schedule.schedule import Schedule, TensorForm, Weight
+from edge_attention.core.tensors import DataType
 from edge_attention.graphs.axes.annotation import loads_annotation
 from edge_attention.graphs.axes.batch_rows import rows_meet
 from edge_attention.graphs.axes.costs import model_costs
@@ -93,7 +94,9 @@ def cut_as_asked(request: CutRequest, opened: OpenModel | None = None) -> Planne
     looked_up, joined = rows_looked_up(model), joined_inputs(model)
     planned = replace(_cut(model, inputs, outputs, request), looked_up=looked_up, joined=joined)
     if model.given and not planned.whole:
-        planned = replace(planned, given=model.given, notes=(*planned.notes, _step_said(model.given)))
+        planned = replace(
+            planned, given=model.given, notes=(*planned.notes, *_known_said(model.given, inputs))
+        )
     if request.plan or not Path(request.into).is_dir():  # of a model that was planned before
         return planned
     if files := decoder_files(Path(request.model).parent):
@@ -260,13 +263,16 @@ def _with_decoder(planned: PlannedParts, files: list[Path], folder: Path) -> Pla
     )
 
 
-def _step_said(given: Mapping[str, bool]) -> str:
-    """Which step of a file with both is served, where it is cut."""
-    (name, value), *_ = given.items()
-    return (
-        f"of both steps in the file the one with a past is cut: {name} is always {str(value).lower()}, and a "
-        "first step's past has 0 tokens"
-    )
+def _known_said(given: Mapping[str, int], inputs: Sequence[ModelTensor]) -> list[str]:
+    """What is not the asker's to say where the model is cut, and why."""
+    flags = {one.name for one in inputs if one.data_type is DataType.BOOL}
+    return [
+        f"of both steps in the file the one with a past is cut: {name} is always {str(bool(value)).lower()}, "
+        "and a first step's past has 0 tokens"
+        if name in flags
+        else f"logits are made of all tokens: {name} is always {value}"
+        for name, value in given.items()
+    ]
 
 
 def _kept(inputs: tuple[ModelTensor, ...], outputs: tuple[ModelTensor, ...], gain: float) -> PlannedParts:
@@ -291,15 +297,18 @@ def _analysed(
     refused: EdgeAttentionError | None = None
     tried: list[dict[str, TensorForm]] = []
     for others in OTHERS:
-        feeds = feeds_of(inputs, request, others)
-        if feeds in tried:
+        plainly = feeds_of(inputs, request, others)
+        if plainly in tried:
             break  # all sizes were said
-        tried.append(feeds)
-        try:
-            sizes = sizes_of(model, feeds)
-            return feeds, analyse(model, sizes) if plan is None else analyse_for(model, sizes, plan)
-        except InvalidArgument as error:
-            refused = refused or error
+        for feeds in (plainly, with_masks_of_all(inputs, plainly, joined_inputs(model), request)):
+            if feeds in tried:
+                continue
+            tried.append(feeds)
+            try:
+                sizes = sizes_of(model, feeds)
+                return feeds, analyse(model, sizes) if plan is None else analyse_for(model, sizes, plan)
+            except InvalidArgument as error:
+                refused = refused or error
     assert refused is not None
     raise refused
 

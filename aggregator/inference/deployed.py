@@ -111,7 +111,7 @@ class PlannedParts:
     nodes: tuple[str, ...] = ()
     looked_up: Mapping[str, int] = field(default_factory=dict)
     joined: Mapping[str, int] = field(default_factory=dict)
-    given: Mapping[str, bool] = field(default_factory=dict)
+    given: Mapping[str, int] = field(default_factory=dict)
 
     def held_by(self, holders: Holders) -> PlannedParts:
         """The same with other holders. Bytes of a node that holds several parts are counted apart."""
@@ -176,7 +176,7 @@ class PlannedParts:
             tuple(map(str, data.get("nodes", ()))),
             {str(name): int(rows) for name, rows in data.get("looked_up", {}).items()},
             {str(name): int(axis) for name, axis in data.get("joined", {}).items()},
-            {str(name): bool(value) for name, value in data.get("given", {}).items()},
+            {str(name): int(value) for name, value in data.get("given", {}).items()},
         )
 
 

@@ -173,15 +173,21 @@ def require_inputs(inputs: Sequence[ModelTensor], arrays: Mapping[str, Array]) -
                 )
 
 
-def require_given(given: Mapping[str, bool], arrays: Mapping[str, Array]) -> None:
-    """Refuse the step of a file with two that is not cut.
+def require_given(given: Mapping[str, int], arrays: Mapping[str, Array]) -> None:
+    """Refuse what a model was not cut for: of a file with two steps the other one, or fewer tokens' logits.
 
     Raises:
         InvalidTensor: names the input, and says what to send instead.
     """
     for name, value in given.items():
-        if bool((arrays[name] != value).any()):
-            is_not, is_ = str(not value).lower(), str(value).lower()
+        array = arrays[name]
+        if array.dtype != np.bool_ and bool((array != value).any()):
+            raise InvalidTensor(
+                f"input {name!r} is {array.reshape(-1)[0]}, and the model is cut for {value}, which is the "
+                f"logits of all tokens: send {value}; or deploy the model by replicate, which takes any"
+            )
+        if bool((array != value).any()):
+            is_not, is_ = ("false", "true") if value else ("true", "false")
             raise InvalidTensor(
                 f"input {name!r} is {is_not}, which chooses the file's step without a past, and what is cut "
                 f"is the one with it: send {is_}, with a past of 0 tokens for a first step; or deploy the "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from onnx import TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, helper
@@ -16,8 +16,10 @@ from edge_attention.core.tensors import DataType
 from edge_attention.graphs.axes.input_forms import batch_names, size_said
 from edge_attention.graphs.axes.model_reading import OpenModel
 
-__all__ = ["OTHERS", "feeds_of", "tensors_of"]
+__all__ = ["OTHERS", "feeds_of", "tensors_of", "with_masks_of_all"]
 
+_TOKENS_RANK, _PAST_RANK = 2, 4
+"""Dimensions of token ids, and of keys and values of earlier tokens."""
 FIRST, OTHERS = 1, (128, 64, 32, 16, 8)
 """Sizes of open dimensions that nobody says: of the first of an input, and of others, the first that fits: a
 model may have positions for fewer."""
@@ -84,6 +86,31 @@ def feeds_of(inputs: Sequence[ModelTensor], request: CutRequest, others: int) ->
         )
         for one in inputs
     }
+
+
+def with_masks_of_all(
+    inputs: Sequence[ModelTensor],
+    feeds: Mapping[str, TensorForm],
+    joined: Mapping[str, int],
+    request: CutRequest,
+) -> dict[str, TensorForm]:
+    """The same, with masks of two dimensions as long as a past and what is new are together: they may be
+    called as they like (`total_sequence_length`, `past_sequence_length + 1`, or as what is new alone).
+
+    `joined`: by past the axis of its tokens. Sizes that somebody said are left alone.
+    """
+    found = dict(feeds)
+    pasts = {feeds[name].shape[axis] for name, axis in joined.items() if len(feeds[name].shape) == _PAST_RANK}
+    flat = [one for one in inputs if len(one.shape) == _TOKENS_RANK]
+    new = {feeds[one.name].shape[1] for one in flat if one.name.endswith("ids")}
+    if request.shapes or len(pasts) != 1 or len(new) != 1:
+        return found
+    for one in flat:
+        said = {one.shape[1], f"{one.name}.1"} & request.dimensions.keys()
+        if "mask" in one.name and not one.shape[1].isdigit() and not said:
+            form = feeds[one.name]
+            found[one.name] = TensorForm(form.dtype, (form.shape[0], sum(pasts) + sum(new)))
+    return found
 
 
 def _tensor(value: ValueInfoProto) -> ModelTensor:

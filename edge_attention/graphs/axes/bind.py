@@ -74,7 +74,7 @@ def bind(
     *,
     fused: bool = False,
     changing: Collection[str] = (),
-    given: Mapping[str, bool] = {},
+    given: Mapping[str, int] = {},
 ) -> BoundGraph:
     """The model for inputs of fixed shapes.
 
@@ -114,7 +114,7 @@ class _Binding:
         read: Read | None,
         fused: bool,
         changing: Collection[str],
-        given: Mapping[str, bool],
+        given: Mapping[str, int],
     ) -> None:
         self._fused = fused
         self._graph = model.graph
@@ -127,8 +127,9 @@ class _Binding:
         for name, form in self._inputs.items():
             self._known.declare(name, form)
         for name, value in given.items():
-            if prod(shape := self._inputs[name].shape) == 1:
-                self._known.add(name, np.full(shape, value), sized=False)
+            form = self._inputs[name]
+            if prod(form.shape) == 1:
+                self._known.add(name, np.full(form.shape, value, form.dtype), sized=False)
         self._alias: dict[str, str] = {}
         self._nodes: list[NodeProto] = []
         self._why: dict[str, str] = {}

@@ -15,10 +15,21 @@ from onnx import GraphProto, ModelProto, TensorShapeProto, ValueInfoProto
 
 from edge_attention.graphs.reading.needed import reads
 
-__all__ = ["loosen_mask", "step_with_past"]
+__all__ = ["known_inputs", "loosen_mask", "step_with_past"]
 
 _PAST_RANK = 4
 """Dimensions of keys and values of earlier tokens."""
+
+
+def known_inputs(model: ModelProto) -> dict[str, int]:
+    """Inputs of one element -> what they are wherever the model is cut: which step it is, if the file has
+    both; and, where it takes how many tokens' logits are wanted (`num_logits_to_keep`), 0, which is all."""
+    kept = {
+        name: 0
+        for name, value in _given(model.graph).items()
+        if "logits_to_keep" in name and len(_dims(value)) < len(("batch", "tokens"))
+    }
+    return {**step_with_past(model), **kept}
 
 
 def step_with_past(model: ModelProto) -> dict[str, bool]:
@@ -37,21 +48,22 @@ def step_with_past(model: ModelProto) -> dict[str, bool]:
 
 
 def loosen_mask(model: ModelProto) -> None:
-    """Have the mask of such a file say how many tokens a later step gives it, in place.
+    """Where a file with a past says by the name of a dimension that its mask has as many tokens as there are
+    new ones, have it say otherwise, in place: a later step's mask has those of the past, too.
 
-    Of the two files that were merged the first one's mask is declared, which has as many tokens as there are
-    new ones, by their name: with a past that would be none of its sizes.
+    Of two steps that were merged the first one's mask is declared so; another file may mean what it says.
     """
+    merged = bool(step_with_past(model))
     inputs = _given(model.graph)
     tokens = {_dims(v)[1].dim_param for n, v in inputs.items() if len(_dims(v)) == 2 and "mask" not in n}
-    pasts = [_dims(value) for value in inputs.values() if len(_dims(value)) == _PAST_RANK]
+    pasts = [_dims(v) for n, v in inputs.items() if len(_dims(v)) == _PAST_RANK and (merged or "past" in n)]
     before = {dim.dim_param for dims in pasts for dim in dims[1:] if dim.dim_param} - tokens
     for name, value in inputs.items():
-        if "mask" not in name or len(_dims(value)) != 2:
+        if "mask" not in name or len(_dims(value)) != 2 or not pasts:
             continue
         last = _dims(value)[1]
         if last.dim_param and last.dim_param in tokens:
-            last.dim_param = f"{min(before)} + {last.dim_param}" if len(before) == 1 else ""
+            last.dim_param = f"{min(before)} + {last.dim_param}" if merged and len(before) == 1 else ""
 
 
 def _given(graph: GraphProto) -> Mapping[str, ValueInfoProto]:

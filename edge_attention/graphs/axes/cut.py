@@ -7,10 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from edge_attention.core.errors import InvalidArgument
+from edge_attention.core.errors import InvalidArgument, InvalidGraph
 from edge_attention.core.schedule.plan import Crossing, Cut, CutPlan, Stage
 from edge_attention.core.schedule.schedule import Schedule, TensorForm
 from edge_attention.core.schedule.shares import shared_ranges
+from edge_attention.core.tensors import DataType
 from edge_attention.graphs.axes.averaging import averaged
 from edge_attention.graphs.axes.axes import axes_of
 from edge_attention.graphs.axes.bind import bind
@@ -40,14 +41,25 @@ __all__ = [
 
 Ranges = tuple[tuple[int, int], ...]
 
+_TRAVEL = frozenset(one.value for one in DataType)
+
 
 def analyse(
     model: OpenModel, dimensions: Mapping[str, int], *, fused: bool = False, changing: Collection[str] = ()
 ) -> Axes:
-    """The axes of a model for inputs of fixed sizes. Raises as `bind`, which says what the options are."""
-    return axes_of(
-        bind(model.model, dimensions, model.read, fused=fused, changing=changing, given=model.given)
-    )
+    """The axes of a model for inputs of fixed sizes.
+
+    Raises as `bind`, which says what the options are; InvalidGraph, too, where a weight is of a type that
+    does not travel.
+    """
+    bound = bind(model.model, dimensions, model.read, fused=fused, changing=changing, given=model.given)
+    for name, weight in bound.weights.items():
+        if bound.specs[name].dtype not in _TRAVEL:
+            raise InvalidGraph(
+                f"weight {weight[:80]!r} is {bound.specs[name].dtype}, which does not travel by itself: "
+                "replicate the model, or save it in another type (numbers of 4 bits as uint8, two in each)"
+            )
+    return axes_of(bound)
 
 
 def cuts_no_layer(plan: CutPlan) -> bool:

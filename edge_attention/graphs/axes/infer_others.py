@@ -79,6 +79,15 @@ def _matmul_nbits(forms: Forms, at: Attributes) -> list[TensorForm]:
     return [TensorForm(a.dtype, (*a.shape[:-1], at["N"]))]
 
 
+def _gather_blocks(forms: Forms, at: Attributes) -> list[TensorForm]:
+    data, ids, scales = (_known(form) for form in forms[:3])
+    shape = list(data.shape)
+    if data.dtype == "uint8":  # several numbers in a byte
+        shape[-1] *= 8 // at.get("bits", 4)
+    axis = at.get("gather_axis", 0) % len(shape)
+    return [TensorForm(scales.dtype, (*shape[:axis], *ids.shape, *shape[axis + 1 :]))]
+
+
 def _cached_attention(forms: Forms, at: Attributes) -> list[TensorForm]:
     q, v = _known(forms[0]), _known(forms[2])
     return [TensorForm("float32", (*q.shape[:-1], width)) for width in (v.shape[-1], 1)]
@@ -153,6 +162,8 @@ OTHERS: Mapping[tuple[str, str], MakesForms] = {
     ("com.microsoft", "FusedConv"): _like("Conv", 0, 1),
     ("com.microsoft", "FusedGemm"): _like("Gemm", 0, 1),
     ("com.microsoft", "FusedMatMul"): _fused_matmul,
+    ("com.microsoft", "GatherBlockQuantized"): _gather_blocks,
+    ("com.microsoft", "MatMulBnb4"): _matmul_nbits,
     ("com.microsoft", "MatMulIntegerToFloat"): _quantized_matmul,
     ("com.microsoft", "MatMulNBits"): _matmul_nbits,
     ("com.microsoft", "QEmbedLayerNormalization"): _embeddings,

@@ -22,7 +22,8 @@ from edge_attention.core.errors import DataLoss, InvalidGraph, NotFound
 from edge_attention.core.schedule.extents import take
 from edge_attention.core.schedule.schedule import Weight
 from edge_attention.core.tensors import Array
-from edge_attention.graphs.axes.both_steps import loosen_mask, step_with_past
+from edge_attention.graphs.axes.both_steps import known_inputs, loosen_mask
+from edge_attention.graphs.axes.node_order import put_in_order
 from edge_attention.graphs.axes.older import modern
 from edge_attention.graphs.reading import read_older
 
@@ -73,7 +74,7 @@ class OpenModel:
     path: Path
     model: ModelProto
     places: Mapping[str, WeightPlace]
-    given: Mapping[str, bool] = field(default_factory=dict)
+    given: Mapping[str, int] = field(default_factory=dict)
 
     def read(self, name: str) -> Array:
         """All of an initializer.
@@ -128,6 +129,7 @@ def open_model(path: Path) -> OpenModel:
             slim, places, shapes = _Slimming(data, where, path.parent).slimmed()
     model = modern(read_older(slim, where), where)
     _require_made_once(model, where)
+    put_in_order(model.graph)
     _say_sizes(model)
     # Each of them was an input while the strict reader looked at the graph.
     declared = {value.name: value for value in model.graph.input if value.name in places}
@@ -142,10 +144,9 @@ def open_model(path: Path) -> OpenModel:
         tensor.data_type = declared[name].type.tensor_type.elem_type
         tensor.dims.extend(shapes[name])
         tensor.data_location = TensorProto.EXTERNAL
-    given = step_with_past(model)
-    if given:
-        loosen_mask(model)
-    return OpenModel(path, model, {name: place for name, place in places.items() if name in declared}, given)
+    loosen_mask(model)
+    held = {name: place for name, place in places.items() if name in declared}
+    return OpenModel(path, model, held, known_inputs(model))
 
 
 def _say_sizes(model: ModelProto) -> None:

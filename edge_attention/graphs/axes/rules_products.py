@@ -241,6 +241,29 @@ def _spelled(term: str, dots: int, most: int) -> list[str]:
     return found
 
 
+def matmul_bnb4(make: Making) -> None:
+    """Weights [bytes] and their scales in one row each: nobody can take some of what is made."""
+    lead = make.factors(make.x(0)[:-1])
+    make.why = f"{make.label} has its weights in one row"
+    make.operand(0, [*lead, make.factor(make.x(0)[-1], Does.WHOLE)])
+    for position in range(1, len(make.node.input)):
+        if make.has(position):
+            make.operand(position, make.factors(make.x(position), Does.WHOLE))
+    make.result(0, [*lead, make.factor(make.y()[-1], Does.WHOLE)])
+
+
+def gather_blocks(make: Making) -> None:
+    """Rows of a table that is packed in blocks, with their scales: each for itself."""
+    axis, ids = make.at("gather_axis", 0) % len(make.x(0)), make.factors(make.x(1))
+    make.why = f"{make.label} has its table in blocks"
+    for position in (0, 2, 3):
+        if make.has(position):
+            make.operand(position, make.factors(make.x(position), Does.WHOLE))
+    make.operand(1, ids)
+    before, behind = make.y()[:axis], make.y()[axis + len(ids) :]
+    make.result(0, [*make.factors(before, Does.WHOLE), *ids, *make.factors(behind, Does.WHOLE)])
+
+
 def cached_attention(make: Making) -> None:
     """Attention over stored keys and values (graphs/decoding): q [r, g, s, d], k [r, g, d], v [r, g, e].
 
@@ -281,6 +304,8 @@ PRODUCTS: Mapping[str, MakesRule] = {
     "MatMulInteger": matmul_integer,
     "com.microsoft.DynamicQuantizeMatMul": dynamic_matmul,
     "com.microsoft.MatMulIntegerToFloat": matmul_to_float,
+    "com.microsoft.GatherBlockQuantized": gather_blocks,
+    "com.microsoft.MatMulBnb4": matmul_bnb4,
     "com.microsoft.MatMulNBits": matmul_nbits,
     **dict.fromkeys(("com.microsoft.MoE", "com.microsoft.QMoE"), experts),
     "edge_attention.CachedAttention": cached_attention,

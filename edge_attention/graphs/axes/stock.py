@@ -61,6 +61,7 @@ HEAVY = frozenset(
         "MatMul",
         "MatMulInteger",
         "MatMulIntegerToFloat",
+        "MatMulBnb4",
         "MatMulNBits",
         "MultiHeadAttention",
         "PackedMultiHeadAttention",

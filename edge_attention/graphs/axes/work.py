@@ -31,12 +31,29 @@ __all__ = ["graph_work", "operator_work", "schedule_work", "work_of"]
 
 Forms = Mapping[str, TensorForm]
 
-_PRODUCTS = ("MatMul", "FusedMatMul", "MatMulInteger", "QLinearMatMul", "MatMulNBits", "MatMulIntegerToFloat")
+_PRODUCTS = (
+    "MatMul",
+    "FusedMatMul",
+    "MatMulInteger",
+    "QLinearMatMul",
+    "MatMulBnb4",
+    "MatMulNBits",
+    "MatMulIntegerToFloat",
+)
 
 _ATTENTIONS = ("Attention", "QAttention", "MultiHeadAttention", "GroupQueryAttention")
 
 _PICKING = frozenset(
-    ("Gather", "GatherElements", "GatherND", "Slice", "Split", "Expand", "EmbedLayerNormalization")
+    (
+        "Gather",
+        "GatherBlockQuantized",
+        "GatherElements",
+        "GatherND",
+        "Slice",
+        "Split",
+        "Expand",
+        "EmbedLayerNormalization",
+    )
 )
 """Of whose inputs no more is read than is made."""
 

@@ -21,9 +21,9 @@ from edge_attention.core.errors import FailedPrecondition
 from edge_attention.graphs.axes.model_reading import OpenModel
 from edge_attention.graphs.decoding.core_forms import CoreForm, form_of
 from edge_attention.graphs.decoding.cores import cores_of, memory_cores_of
+from edge_attention.graphs.decoding.file_forms import of_one_step
 from edge_attention.graphs.decoding.grouped import GROUPED, rewrite_grouped
 from edge_attention.graphs.decoding.input_sizes import read_sizes_off
-from edge_attention.graphs.decoding.joining import branches_of, pasts_of
 from edge_attention.graphs.decoding.memory import require_token_by_token
 from edge_attention.graphs.decoding.numbers_fed import bound_alone
 from edge_attention.graphs.decoding.positions import first_row, free_of_the_past
@@ -73,7 +73,7 @@ def as_steps(opened: OpenModel) -> SteppedModel:
         FailedPrecondition: it is none, or one that cannot be served so, with the reason.
         InvalidGraph: its functions cannot be inlined.
     """
-    graph = StepGraph.of(_with_past(opened))
+    graph = StepGraph.of(of_one_step(opened))
     inputs = graph.decoder_inputs()
     logits, masked = _logits(graph), _masked(graph, inputs)
     if inputs.states and graph.dtype(inputs.states) != "float32":
@@ -111,13 +111,6 @@ def _masked(graph: StepGraph, inputs: DecoderInputs) -> str:
         f"the file has {inputs.mask[:80]!r} say which tokens each sees, and here each sees all before it: of "
         "a model with a window what comes beyond that is not its own (export it with a dynamic cache)"
     )
-
-
-def _with_past(opened: OpenModel) -> OpenModel:
-    """Of a file with both steps of a decoder, which an If on an input chooses between, the one with a past:
-    its first step is one behind nothing."""
-    steps = [branch for branch in branches_of(opened) or () if pasts_of(branch)]
-    return steps[0] if len(steps) == 1 else opened
 
 
 def _logits(graph: StepGraph) -> str:

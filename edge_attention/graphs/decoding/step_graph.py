@@ -177,6 +177,11 @@ class StepGraph:
         masks += [name for name in flat if "mask" in name]
         positions = [name for name in flat if "position" in name]
         ids = [name for name in flat if name not in masks and name not in positions]
+        if states and not ids:
+            raise FailedPrecondition(
+                f"it takes {states[0][:80]!r} in place of token ids, and sessions give tokens: put the "
+                "model's embeddings (embed_tokens.onnx) before it in one file, by onnx.compose.merge_models"
+            )
         if len(ids) != 1 or len(positions) > 1 or len(masks) > 1 or len(beside) > 1:
             raise FailedPrecondition(
                 f"it takes {', '.join(dict.fromkeys((*flat, *masks)))[:160]}: one of them must have the "

@@ -150,6 +150,13 @@ def test_the_step_of_a_file_that_was_not_cut_is_refused_with_what_to_send():
         require_given({"no_past": False}, {"no_past": np.array([True])})
 
 
+def test_fewer_logits_than_a_model_is_cut_for_are_refused():
+    require_given({"num_logits_to_keep": 0}, {"num_logits_to_keep": np.array(0)})
+    for count in (np.array(1), np.array([1])):
+        with pytest.raises(InvalidTensor, match="'num_logits_to_keep' is 1, and the model is cut for 0"):
+            require_given({"num_logits_to_keep": 0}, {"num_logits_to_keep": count})
+
+
 def test_numbers_beyond_the_rows_that_they_look_up_are_named_with_their_place():
     ids = np.array([[1, -7, 6], [0, 7, 99]])
     require_looked_up({"ids": 100}, {"ids": ids})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aggregator.inference.cut_request import CutRequest
-from aggregator.inference.model_inputs import feeds_of
+from aggregator.inference.model_inputs import feeds_of, with_masks_of_all
 from edge_attention.cli.plan_command import sizes_by_name
 from edge_attention.core.messages.inference import ModelTensor
 from edge_attention.core.tensors import DataType
@@ -32,6 +32,23 @@ def test_of_a_deployment() -> None:
     said = {PAST: 12, "sequence_length": 3, "batch_size": 2}
     assert shapes(**said) == [(2, 3), (2, 15), (2, 6, 12, 16), (2, 4)]
     assert shapes(**said, **{SUM: 20}) == [(2, 3), (2, 20), (2, 6, 12, 16), (2, 4)]
+
+
+@pytest.mark.parametrize("name", ["total_sequence_length", f"{PAST} + 1", "?"])
+def test_a_mask_is_tried_with_all_tokens_whatever_its_size_is_called(name: str) -> None:
+    inputs = (INPUTS[0], ModelTensor("attention_mask", DataType.INT64, ("batch_size", name)), INPUTS[2])
+    past = {"past_key_values.0.key": 2}
+
+    def tried(**dimensions: int) -> tuple[int, ...]:
+        request = CutRequest("m.onnx", "into", dimensions=dimensions)
+        return with_masks_of_all(inputs, feeds_of(inputs, request, 64), past, request)["attention_mask"].shape
+
+    assert tried() == (1, 128)
+    assert tried(sequence_length=3, **{PAST: 12}) == (1, 15)
+    assert tried(**{"attention_mask.1": 9}) == (1, 9)  # what is said is taken at its word
+    request = CutRequest("m.onnx", "into")
+    feeds = feeds_of(inputs, request, 64)
+    assert with_masks_of_all(inputs, feeds, {}, request) == feeds  # of a model without a past
 
 
 def test_of_a_plan_that_the_command_line_makes() -> None:
