@@ -102,8 +102,7 @@ def gradients_of(module: nn.Module, called: Called) -> GradientsFound | None:
     weights: list[Tensor] = []
 
     def total(at: Mapping[str, Tensor]) -> Tensor:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with _seeded(0):
             tensors = {**held, **at}
             with_them = {place: tensors[name] for place, name in places.items()}
             returned = functional_call(module, with_them, arguments, keywords, tie_weights=False)
@@ -194,12 +193,14 @@ def in_training(module: nn.Module, called: Called, expected: Sequence[Tensor]) -
     answers: list[list[Tensor]] = []
     changed: tuple[str, ...] = ()
     try:
-        with _all_but_known(module), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with _all_but_known(module), torch.no_grad():
             for seed in (0, 1):
-                torch.manual_seed(seed)
                 own = {name: tensor.detach().clone() for name, tensor in state.items()}
                 with_them = {place: own[name] for place, name in places.items()}
-                returned = functional_call(module, with_them, called[0], dict(called[1]), tie_weights=False)
+                with _seeded(seed):
+                    returned = functional_call(
+                        module, with_them, called[0], dict(called[1]), tie_weights=False
+                    )
                 answers.append([one for one in pytree.tree_leaves(returned) if isinstance(one, Tensor)])
                 changed = tuple(
                     name
@@ -233,6 +234,17 @@ def _places(module: nn.Module) -> dict[str, str]:
         for leaf, tensor in (*one._parameters.items(), *one._buffers.items())
         if tensor is not None
     }
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Within it numbers are drawn from `seed` on; behind it from where they were, on a GPU, too."""
+    gpus = torch.cuda.is_initialized()  # else a seed that was given waits there for the first use
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if gpus else ()):
+        torch.random.default_generator.manual_seed(seed)
+        if gpus:
+            torch.cuda.manual_seed_all(seed)
+        yield
 
 
 @contextmanager

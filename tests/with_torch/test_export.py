@@ -41,6 +41,21 @@ CASES = {
 }
 
 
+def test_what_the_user_draws_next_is_what_it_would_have_been(tmp_path, monkeypatch):
+    """On the CPU; and a GPU that nothing has used yet has the seed that waits for it."""
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    torch.manual_seed(7)
+    wanted = torch.randn(3)
+    torch.manual_seed(7)
+    module, example = nn.Linear(16, 2), torch.ones(4, 16)
+    torch.manual_seed(7)
+    assert seeded == [7, 7, 7], "by PyTorch itself"
+    quietly(module, example, tmp_path / "m.onnx")
+    assert torch.equal(torch.randn(3), wanted)
+    assert seeded == [7, 7, 7]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_every_parameter_has_its_name_and_its_value(name, tmp_path):
     module, example = (make() for make in CASES[name])
