@@ -244,7 +244,9 @@ class DeploymentFolders:
 
 
 def _sum(spec: Mapping[str, Any]) -> str:
-    text = json.dumps({name: value for name, value in spec.items() if name != _SUM}, sort_keys=True)
+    # As it is read: the keys of all maps are strings then, and have the order of these.
+    read = json.loads(json.dumps({name: value for name, value in spec.items() if name != _SUM}))
+    text = json.dumps(read, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
