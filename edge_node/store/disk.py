@@ -30,6 +30,8 @@ def remedy(error: OSError) -> str:
             return "let the user that runs this node read and write --store"
         case errno.EIO:
             return "replace the disk"
+        case errno.ENOMEM:
+            return "let this process map more files (vm.max_map_count, ulimit -v), or have more memory"
         case _:
             return "free some disk"
 

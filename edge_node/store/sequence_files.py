@@ -107,6 +107,9 @@ class Files:
         """What an earlier process left, mapped for growth to `limit` bytes, after it was verified.
 
         Of a sequence with a damaged tile those before it are left; what cannot be used is said and removed.
+
+        Raises:
+            FailedPrecondition: a file cannot be opened or mapped, which says nothing of what is in it.
         """
         try:
             if not self._begin() or any(map(self._short, self._manifests.values())):
@@ -122,9 +125,10 @@ class Files:
             raise _unusable(self._folder, error) from None
         for manifest in list(self._manifests.values()):
             try:
-                yield manifest, self._map(manifest, max(limit, manifest.nbytes))
-            except OSError as error:
-                log.warning("skipped the stored sequence %s: %s", manifest.name, error)
+                memory = self._map(manifest, max(limit, manifest.nbytes))
+            except OSError as error:  # without it others would take its place, and its tokens would go
+                raise _unusable(self._folder, error) from None
+            yield manifest, memory
 
     def create(self, name: str, layout: tuple[int, int, int], size: int) -> tuple[Manifest, MappedMemory]:
         """An empty file for `name`, mapped; `size` bytes of address space, none of disk."""
