@@ -70,7 +70,7 @@ def test_a_damaged_one_is_said(state):
 def test_what_was_kept_is_found_as_it_was_whatever_its_keys_are(state):
     folders = DeploymentFolders(state)
     folder, _ = folders.make("m-1", state.put_blob(b"onnx"), {})
-    folders.keep(folder, {"parts": {number: ("a",) for number in range(12)}, "gain": 0.1})
+    folders.keep(folder, {"parts": dict.fromkeys(range(12), ("a",)), "gain": 0.1})
     (found,) = folders.recall()
     assert found.spec == {"parts": {str(number): ["a"] for number in range(12)}, "gain": 0.1}
 
