@@ -23,7 +23,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aggregator.bounds.bounds import ProcessBound
-from edge_attention.core.errors import GraphDied, Internal, InvalidGraph, OutOfMemory
+from aggregator.store.folder import FULL
+from edge_attention.core.errors import DiskFull, GraphDied, Internal, InvalidGraph, OutOfMemory
 from edge_attention.options import OneLine
 from edge_attention.priority import give_way
 
@@ -31,6 +32,8 @@ __all__ = ["run", "start"]
 
 _NO_MEMORY = 75
 """Exit status of work that was refused memory."""
+_NO_ROOM = 74
+"""Exit status of work whose files found no room on the disk."""
 _BADNESS = "700"
 """Where the system's memory is short, this process is ended before the aggregator."""
 _NICENESS = 5
@@ -56,6 +59,7 @@ async def run(
     Raises:
         InvalidGraph: it took more time than `bound` gives it, by the clock or of processors.
         OutOfMemory: it took more memory.
+        DiskFull: what it wrote found no room.
         GraphDied: it was ended by a signal: a fault in code that worked on the model, or no memory anywhere.
     """
     # What this process has freed and kept goes back first: for a while there are two of them. Other C
@@ -85,6 +89,8 @@ async def run(
             f"bound {bound.name}-memory: {what} takes more than {bound.memory:,} bytes of memory; bring a "
             "smaller model"
         )
+    if status == _NO_ROOM:
+        raise DiskFull(f"{what}: the disk of the state folder is full; free space there")
     if status == -signal.SIGXCPU:
         raise InvalidGraph(
             f"bound {bound.name}-processor-seconds: {what} takes more than {bound.processor_seconds:,} s of "
@@ -162,10 +168,21 @@ def main(bounds: str, module: str, *arguments: str) -> int:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except MemoryError:
         return _NO_MEMORY
-    except Exception:
+    except Exception as error:
+        if _lacks_room(error):
+            return _NO_ROOM
         logging.getLogger(module).exception("%s failed", module)
         return 1
     return 0
+
+
+def _lacks_room(error: BaseException | None) -> bool:
+    """Whether it, or what it came of, is that a disk has no room."""
+    if error is None:
+        return False
+    if isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in FULL):
+        return True
+    return _lacks_room(error.__cause__ or error.__context__)
 
 
 if __name__ == "__main__":

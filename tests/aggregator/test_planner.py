@@ -27,7 +27,7 @@ from aggregator.engine.scratch import SCRATCH
 from aggregator.training import planner
 from aggregator.training.job_recipes import FusionRecipe
 from aggregator.training.services import Services
-from edge_attention.core.errors import GraphDied, InvalidArgument, InvalidGraph, OutOfMemory
+from edge_attention.core.errors import DiskFull, GraphDied, InvalidArgument, InvalidGraph, OutOfMemory
 from edge_attention.core.messages.attention import AttendRequest, ContextSpec
 from edge_attention.core.messages.training import RunState
 from edge_attention.jobs.job import Encoder
@@ -238,3 +238,23 @@ def test_a_process_has_its_bounds_and_comes_after_others(monkeypatch):
 
     asyncio.run(scenario())
     assert found == {"cpu": (77, 82), "core": (0, 0), "nice": 5, "oom": 700}
+
+
+FULL = """
+from edge_attention.core.errors import EdgeAttentionError
+try:
+    raise {0}
+except EdgeAttentionError:
+    open("/dev/full", "wb", buffering=0).write(b"what it was")
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's device that is always full")
+@pytest.mark.parametrize("raised", ["OSError(28, 'full')", "EdgeAttentionError('said in a file')"])
+def test_a_process_whose_files_find_no_room_says_so(raised, tmp_path):
+    """It ended with 1, and a traceback in the log."""
+    (tmp_path / "writes.py").write_text(FULL.format(raised))
+    bound = ProcessBound("t", 60.0, 77, 1 << 30)
+    path = os.pathsep.join((str(tmp_path), *filter(None, sys.path)))
+    with pytest.raises(DiskFull, match="t: the disk of the state folder is full; free space there"):
+        asyncio.run(apart.run(bound, "t", "writes", environment={"PYTHONPATH": path}))
