@@ -298,17 +298,17 @@ class State:
 
     def _forget_run_in_pieces(self, id: str) -> frozenset[str]:
         """The same in what room there is: the log has each page that a deletion comes by."""
-        oldest = "SELECT rowid, length(json) FROM records WHERE run = ? ORDER BY rowid LIMIT 1000"
+        oldest = "SELECT round, length(json) FROM records WHERE run = ? ORDER BY round LIMIT 1000"
         self._database.checkpoint()
         while rows := self._rows(oldest, id):
             left, (last, _) = room(self.directory)[0] // 4, rows[0]
-            for number, length in rows:
+            for round, length in rows:
                 left -= length
                 if left < 0:
                     break
-                last = number
+                last = round
             with self.transaction():
-                self._database.execute("DELETE FROM records WHERE run = ? AND rowid <= ?", (id, last))
+                self._database.execute("DELETE FROM records WHERE run = ? AND round <= ?", (id, last))
             self._database.checkpoint()
         return self._forget_run(id)
 
