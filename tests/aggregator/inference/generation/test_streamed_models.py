@@ -173,6 +173,15 @@ def test_tokens_come_one_answer_after_another(tmp_path):
     assert made.model_config("small.generate").model_transaction_policy.decoupled
 
 
+def test_penalties_count_what_has_come(tmp_path):
+    made, decoder = plane(tmp_path, text=True)
+    penalties = {"frequency_penalty": 0.5, "presence_penalty": -0.25}
+    found = asyncio.run(answers(made, text_of(PROMPT), max_tokens=20, **penalties))
+    ids = np.concatenate(outputs(found, "output_ids")).tolist()
+    assert tuple(ids) == LocalDecoder(decoder).generate(PROMPT, 20, Sampling(**penalties))
+    assert tuple(ids) != LocalDecoder(decoder).generate(PROMPT, 20)
+
+
 def test_a_decoder_without_a_tokenizer_takes_ids(tmp_path):
     made, decoder = plane(tmp_path, text=False)
     ids = np.frombuffer(PROMPT.encode(), np.uint8).astype(np.int64)
