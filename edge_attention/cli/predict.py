@@ -12,7 +12,7 @@ from edge_attention.cli.connection import connect
 from edge_attention.cli.output import print_json, print_table, say
 from edge_attention.cli.table_rows import RowFiles
 from edge_attention.cli.versions import best_option, chosen_version, version_option
-from edge_attention.client.predictions import Prediction, predicted
+from edge_attention.client.predictions import Prediction, outputs_told, predicted
 from edge_attention.client.runs import TrainedModel
 from edge_attention.core.errors import FailedPrecondition, InvalidArgument
 from edge_attention.core.messages.training import RowsRead
@@ -109,8 +109,10 @@ def predict(
         if files:
             model = found.trained(chosen)
             table = RowFiles(files, _reads(found.id, model, job, here))
-            takes = read_graph(model.onnx, "the trained model").inputs
-            answer = Prediction(predicted(model.onnx, table.arrays(takes)), model.version)
+            graph = read_graph(model.onnx, "the trained model")
+            needs = outputs_told(graph.data).values()
+            spare = [name for name in graph.inputs if any(name not in each for each in needs)]
+            answer = Prediction(predicted(model.onnx, table.arrays(graph.inputs, spare)), model.version)
             named = table.ids
         else:
             answer = found.predict(rows or named, chosen)

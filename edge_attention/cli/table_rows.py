@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import click
 import numpy as np
@@ -51,9 +51,13 @@ class RowFiles:
         ids = next(iter(tables.values())).ids
         self.ids = () if ids is None else tuple(ids[row].decode() for row in range(len(ids)))
 
-    def arrays(self, takes: Sequence[str]) -> dict[str, Array]:
-        """The rows by input. `takes`: the trained model's inputs; what else the job reads, as labels, is not
-        looked for.
+    def arrays(self, takes: Sequence[str], spare: Collection[str] = ()) -> dict[str, Array]:
+        """The rows by input.
+
+        Args:
+            takes: the trained model's inputs; what else the job reads, as labels, is not looked for.
+            spare: those that some output does not need, as labels of a loss that is in the model: left out
+                where the file has none of their columns.
 
         Raises:
             InvalidArgument: a file lacks a column, or a row of it a value.
@@ -64,6 +68,12 @@ class RowFiles:
             # A fusion model's inputs that say whether a node has a sample are no columns.
             wanted = [name for name in wanted if not prefix or name in reads.inputs]
             texts = {name: columns_of(reads, name) for name in wanted}
+            have = table.columns.keys() | table.set_aside.keys()
+            texts = {
+                name: columns
+                for name, columns in texts.items()
+                if prefix + name not in spare or have.intersection(columns)
+            }
             read = arrays_of(table, texts, reads.table, file)
             found |= {prefix + name: array for name, array in read.items()}
         return found

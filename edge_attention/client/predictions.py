@@ -15,7 +15,7 @@ from edge_attention.core.printable import RUNTIME_WORDS
 from edge_attention.core.tensors import Array
 from edge_attention.jobs import values
 
-__all__ = ["Prediction", "Rows", "flattened", "joined", "predicted"]
+__all__ = ["Prediction", "Rows", "flattened", "joined", "outputs_told", "predicted"]
 
 Rows = Mapping[str, Array | Mapping[str, Array]]
 """Input -> array, a row a sample; of a fusion run also node -> input -> array."""
@@ -84,23 +84,28 @@ def joined(parts: Sequence[tuple[int, PredictResponse]]) -> Prediction:
 def predicted(model: bytes, rows: Rows) -> dict[str, Array]:
     """The outputs of the ONNX file `model` for `rows`. Blocks.
 
+    Outputs that need an input which `rows` lack, as a loss needs labels, are left out where others do not.
+
     Raises:
-        InvalidArgument: an input lacks, or there is none of that name.
+        InvalidArgument: an input lacks that all outputs need, or there is none of that name.
         InvalidTensor: an array is not what its input takes.
         InvalidGraph: the file cannot be run here.
     """
-    import onnxruntime
-
-    from edge_attention.graphs.reading import read_graph
+    from edge_attention.graphs.reading import read_graph, read_needed
 
     checked = read_graph(model, "the trained model")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(checked.data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise InvalidGraph(f"ONNX Runtime refused the trained model: {str(error)[:RUNTIME_WORDS]}") from None
-    feeds = _feeds(session.get_inputs(), rows)
+    session = _session(checked.data)
+    takes = session.get_inputs()
+    feeds = _feeds(takes, rows)
+    if lacking := [value.name for value in takes if value.name not in feeds]:
+        needs = outputs_told(checked.data)
+        told = [name for name, inputs in needs.items() if inputs and inputs.isdisjoint(lacking)]
+        if not told:
+            raise InvalidArgument(
+                f"rows lack {', '.join(lacking)}, which the model takes besides, for all that it says"
+            )
+        session = _session(read_needed(checked.data, "the trained model", lambda outputs: told)[0])
+        feeds = {value.name: feeds[value.name] for value in session.get_inputs()}
     count = len(next(iter(feeds.values())))
     names = [value.name for value in session.get_outputs()]
     try:
@@ -113,6 +118,27 @@ def predicted(model: bytes, rows: Rows) -> dict[str, Array]:
             f"the trained model cannot be run on these rows: {str(error)[:RUNTIME_WORDS]}"
         ) from None
     return {name: np.concatenate([np.atleast_1d(part[i]) for part in found]) for i, name in enumerate(names)}
+
+
+def outputs_told(model: bytes) -> dict[str, frozenset[str]]:
+    """Of each output of a file that was read the inputs that it needs."""
+    from edge_attention.graphs.reading.fields import new_model
+    from edge_attention.graphs.reading.needed import inputs_by_output
+
+    parsed = new_model()
+    parsed.ParseFromString(model)
+    return inputs_by_output(parsed.graph)
+
+
+def _session(model: bytes) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise InvalidGraph(f"ONNX Runtime refused the trained model: {str(error)[:RUNTIME_WORDS]}") from None
 
 
 def flattened(rows: Rows) -> dict[str, Array]:
@@ -134,7 +160,7 @@ def flattened(rows: Rows) -> dict[str, Array]:
 
 
 def _feeds(inputs: Sequence[Any], rows: Rows) -> dict[str, Array]:
-    """What the session is given: `rows` by its inputs, all of one length."""
+    """What of the session's inputs `rows` give, all of one length."""
     given = flattened(rows)
     takes = {value.name: value for value in inputs}
     for name in given:
@@ -168,8 +194,6 @@ def _with_absent(takes: Mapping[str, Any], feeds: dict[str, Array], count: int) 
         for each in () if there else own:
             shape = [count, *(size if isinstance(size, int) else 1 for size in takes[each].shape[1:])]
             feeds[each] = np.zeros(shape, _TYPES.get(takes[each].type, np.float32))
-    if lacking := [name for name in takes if name not in feeds]:
-        raise InvalidArgument(f"rows lack {', '.join(lacking)}, which the model takes besides")
     return feeds
 
 

@@ -110,3 +110,38 @@ def test_all_calls_ask_the_version_that_answered_first():
     found = asyncio.run(run.predict([f"P{i}" for i in range(IDS + 1)], "best"))
     assert (found.version, len(found["y"])) == (7, IDS + 1)
     assert asked == [(None, True, IDS), (7, False, 1)]
+
+
+def with_its_loss():
+    """What a class with `forward(x, y) -> {"loss": ..., "z": ...}` becomes: z = 2x, loss = mean(z - y)."""
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["z"]),
+        helper.make_node("Sub", ["z", "y"], ["off"]),
+        helper.make_node("ReduceMean", ["off"], ["loss"], keepdims=0),
+        helper.make_node("Identity", ["one"], ["always"]),
+    ]
+    shaped = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "loss",
+        [shaped(name, TensorProto.FLOAT, ["batch", 2]) for name in "xy"],
+        [
+            shaped("loss", TensorProto.FLOAT, []),
+            shaped("z", TensorProto.FLOAT, ["batch", 2]),
+            shaped("always", TensorProto.FLOAT, [1]),
+        ],
+        [helper.make_tensor("one", TensorProto.FLOAT, [1], [1])],
+    )
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    ).SerializeToString()
+
+
+def test_of_a_model_that_makes_its_loss_rows_need_no_labels():
+    x = np.ones((CHUNK + 2, 2), np.float32)
+    found = predicted(with_its_loss(), {"x": x})
+    assert list(found) == ["z"]
+    np.testing.assert_array_equal(found["z"], 2 * x)
+    assert list(predicted(with_its_loss(), {"x": x, "y": x})) == ["loss", "z", "always"]
+    with pytest.raises(InvalidArgument, match="rows lack x, which the model takes besides, for all that it"):
+        predicted(with_its_loss(), {"y": x})

@@ -245,3 +245,15 @@ def test_a_job_whose_telling_key_is_misspelt_is_told_which(tmp_path):
         InvalidArgument, match=r"nor split; it has 'stratgy' \(did you mean 'strategy'\?\); docs"
     ):
         read_job(file)
+
+
+def test_columns_of_what_a_model_can_do_without_need_not_be_there(folder):
+    """As labels of a loss that is in the model; where they are there they are read."""
+    reads = reads_of(read_job(folder / "rows.toml"))
+    rows = RowFiles(("a.csv",), reads)
+    assert list(rows.arrays(("x", "labels"), spare=("labels",))) == ["x"]
+    with pytest.raises(InvalidArgument, match="'ill'"):
+        rows.arrays(("x", "labels"))
+    (folder / "c.csv").write_text("id,v,u,ill\nP1,1,2,0\nP2,3,4,1\n")
+    found = RowFiles(("c.csv",), reads).arrays(("x", "labels"), spare=("labels",))
+    assert found["labels"].tolist() == [0, 1]

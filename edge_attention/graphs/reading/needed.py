@@ -8,7 +8,7 @@ from typing import Any
 
 from edge_attention.graphs.reading.operators import standard
 
-__all__ = ["CutOff", "cut_off", "graphs_in", "keep_needed", "open_sizes", "reads"]
+__all__ = ["CutOff", "cut_off", "graphs_in", "inputs_by_output", "keep_needed", "open_sizes", "reads"]
 
 
 _NO_NAMES = frozenset({"?", "-1", "*", "None", "none"})
@@ -53,6 +53,19 @@ def keep_needed(graph: Any, wanted: Collection[str]) -> None:
     _keep(graph.node, kept)
     for field in (graph.initializer, graph.input):
         _keep(field, [item for item in field if item.name in needed])
+
+
+def inputs_by_output(graph: Any) -> dict[str, frozenset[str]]:
+    """Of each output the inputs that it depends on."""
+    inputs = {value.name for value in graph.input}
+    found = {}
+    for output in graph.output:
+        needed = {output.name}
+        for node in reversed(graph.node):
+            if needed.intersection(node.output):
+                needed |= reads(node)
+        found[output.name] = frozenset(needed & inputs)
+    return found
 
 
 def cut_off(model: Any, wanted: Collection[str]) -> CutOff:
