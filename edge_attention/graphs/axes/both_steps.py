@@ -10,15 +10,19 @@ chooses the later step; a file that is not cut is run as it is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
-from onnx import GraphProto, ModelProto, TensorShapeProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, TensorProto, TensorShapeProto, ValueInfoProto
 
+from edge_attention.graphs.onnx_file import all_nodes, rename_values, values_of
 from edge_attention.graphs.reading.needed import reads
 
-__all__ = ["known_inputs", "loosen_mask", "step_with_past"]
+__all__ = ["known_inputs", "lift_weights", "loosen_mask", "step_with_past"]
 
 _PAST_RANK = 4
 """Dimensions of keys and values of earlier tokens."""
+_FEW = 64
+"""Elements of what stays in a branch: sizes, axes, single numbers."""
 
 
 def known_inputs(model: ModelProto) -> dict[str, int]:
@@ -45,6 +49,35 @@ def step_with_past(model: ModelProto) -> dict[str, bool]:
     if with_past not in (["then_branch"], ["else_branch"]):
         return {}
     return {on_inputs[0].input[0]: with_past == ["then_branch"]}
+
+
+def lift_weights(model: ModelProto) -> None:
+    """Have what both steps hold for themselves in the graph around them, in place: weights of equal name and
+    value once. A branch's constants are its own; parts share weights alone."""
+    graph = model.graph
+    (node,) = (one for one in graph.node if one.op_type == "If" and one.input[0] in step_with_past(model))
+    held = {tensor.name: tensor.SerializeToString() for tensor in graph.initializer}
+    names, made = values_of(graph), {name for one in all_nodes(graph) for name in one.output}
+    for attribute in node.attribute:
+        branch, renamed, kept = attribute.g, dict[str, str](), list[TensorProto]()
+        for tensor in branch.initializer:
+            if prod(tensor.dims) <= _FEW:
+                kept.append(tensor)
+                continue
+            data, name = tensor.SerializeToString(), tensor.name
+            if name in made or held.get(name, data) != data:
+                while name in names:
+                    name += "'"
+                renamed[tensor.name] = name
+                names.add(name)
+            if name not in held:
+                held[name] = data
+                graph.initializer.add().CopyFrom(tensor)
+                graph.initializer[-1].name = name
+        copies = [TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
+        del branch.initializer[:]
+        branch.initializer.extend(copies)
+        rename_values(branch, renamed)
 
 
 def loosen_mask(model: ModelProto) -> None:

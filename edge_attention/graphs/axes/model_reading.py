@@ -22,7 +22,7 @@ from edge_attention.core.errors import DataLoss, InvalidGraph, NotFound
 from edge_attention.core.schedule.extents import take
 from edge_attention.core.schedule.schedule import Weight
 from edge_attention.core.tensors import Array
-from edge_attention.graphs.axes.both_steps import known_inputs, loosen_mask
+from edge_attention.graphs.axes.both_steps import known_inputs, lift_weights, loosen_mask, step_with_past
 from edge_attention.graphs.axes.node_order import put_in_order
 from edge_attention.graphs.axes.older import modern
 from edge_attention.graphs.reading import read_older
@@ -145,6 +145,8 @@ def open_model(path: Path) -> OpenModel:
         tensor.dims.extend(shapes[name])
         tensor.data_location = TensorProto.EXTERNAL
     loosen_mask(model)
+    if step_with_past(model):
+        lift_weights(model)
     held = {name: place for name, place in places.items() if name in declared}
     return OpenModel(path, model, held, known_inputs(model))
 
@@ -399,7 +401,8 @@ class _Slimming:
         self._kept += end - start
         if self._kept > MAX_GRAPH:
             raise InvalidGraph(
-                f"{self._where}: more than {MAX_GRAPH:,} bytes beside its large initializers (MAX_GRAPH)"
+                f"{self._where}: more than {MAX_GRAPH:,} bytes beside its large initializers (MAX_GRAPH); "
+                "weights that graphs inside an If or a Loop hold count: have them in the main graph"
             )
         return self._data[start:end]
 

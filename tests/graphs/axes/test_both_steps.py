@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from decoder_runs import session_of
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from edge_attention.core.errors import InvalidArgument
 from edge_attention.core.schedule.plan import Cut, CutPlan, Stage
@@ -19,6 +19,8 @@ from edge_attention.graphs.axes.cut import analyse, analyse_for, cut, sizes_of
 from edge_attention.graphs.axes.in_process import InProcess
 from edge_attention.graphs.axes.model_reading import open_model
 from edge_attention.graphs.axes.narrow import narrow_places
+from edge_attention.graphs.axes.whole import whole_graph
+from edge_attention.graphs.reading.constants import with_constants
 
 MERGED = Path(__file__).parents[1] / "decoding/exports/optimum_llama_merged.onnx"
 LAYERS = 1 << 20
@@ -60,6 +62,40 @@ def test_what_parts_make_is_what_the_file_makes(word: str, new: int, past: int) 
     assert found.keys() == wanted.keys()
     for name, one in wanted.items():
         assert np.abs(found[name] - one).max() <= 1e-5 * np.abs(one).max()
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_weights_that_its_branches_hold_are_weights_as_others(alike: bool, tmp_path: Path) -> None:
+    """Once, where both hold the same; where they hold others by one name, each its own."""
+    model = onnx.load(MERGED)
+    graph = model.graph
+    for attribute in graph.node[0].attribute:
+        read = {name for node in attribute.g.node for name in node.input}
+        attribute.g.initializer.extend(tensor for tensor in graph.initializer if tensor.name in read)
+        for tensor in attribute.g.initializer:
+            if attribute.name == "else_branch" and not alike:
+                tensor.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(tensor), tensor.name))
+    sizes = sorted(list(tensor.dims) for tensor in graph.initializer)
+    del graph.initializer[:]
+    onnx.save(model, tmp_path / "m.onnx")
+    opened, given = open_model(tmp_path / "m.onnx"), feeds(3, 4)
+    lifted = sorted(list(one.dims) for one in opened.model.graph.initializer)
+    large = [dims for dims in sizes if np.prod(dims) > 64]
+    assert [dims for dims in lifted if np.prod(dims) > 64] == sorted(large * (1 if alike else 2))
+    forms = {name: TensorForm(str(one.dtype), one.shape) for name, one in given.items()}
+    made = cut(analyse(opened, sizes_of(opened, forms)), CutPlan(PLANS["heads"]))
+    runs = InProcess(made.schedule, made.graphs.__getitem__, made.constants.__getitem__, opened.piece)
+    (wanted,) = session_of(str(MERGED)).run(["logits"], given)
+    assert np.abs(runs.run(given).results["logits"] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    data, weights = whole_graph(opened)
+    whole = session_of(with_constants(data, {name: opened.read(name) for name in weights}, "m").data)
+    for later in (True, False):
+        asked = given | {"use_cache_branch": np.array([later])}
+        asked["attention_mask"] = asked["attention_mask"][:, : 7 if later else 3]
+        asked["position_ids"] = np.arange(3)[None] + (4 if later else 0)
+        (wanted,) = session_of(str(tmp_path / "m.onnx")).run(["logits"], asked)
+        (found,) = whole.run(["logits"], asked)
+        assert np.array_equal(found, wanted)
 
 
 def test_layers_are_found_as_in_the_file_of_one_step() -> None:
