@@ -18,7 +18,7 @@ from edge_attention.graphs.axes.model_reading import OpenModel
 
 __all__ = ["OTHERS", "feeds_of", "tensors_of", "with_masks_of_all"]
 
-_TOKENS_RANK, _PAST_RANK = 2, 4
+_TOKENS_RANK, _PAST_RANKS = 2, (3, 4, 5)
 """Dimensions of token ids, and of keys and values of earlier tokens."""
 FIRST, OTHERS = 1, (128, 64, 32, 16, 8)
 """Sizes of open dimensions that nobody says: of the first of an input, and of others, the first that fits: a
@@ -100,7 +100,9 @@ def with_masks_of_all(
     `joined`: by past the axis of its tokens. Sizes that somebody said are left alone.
     """
     found = dict(feeds)
-    pasts = {feeds[name].shape[axis] for name, axis in joined.items() if len(feeds[name].shape) == _PAST_RANK}
+    pasts = {
+        feeds[name].shape[axis] for name, axis in joined.items() if len(feeds[name].shape) in _PAST_RANKS
+    }
     flat = [one for one in inputs if len(one.shape) == _TOKENS_RANK]
     new = {feeds[one.name].shape[1] for one in flat if one.name.endswith("ids")}
     if request.shapes or len(pasts) != 1 or len(new) != 1:

@@ -212,7 +212,8 @@ def cut_decoder(
     last = max(stage.layers.stop for stage in plan.stages)
     if len(plan.stages) > 1 and last != layers:
         raise FailedPrecondition(
-            f"without its past the model has {layers} layers, and the plan is for {last}: make another plan"
+            f"without its past the model has {layers} layers, and the plan is for {last}: deploy it by "
+            "heads, tokens or replicate"
         )
     alone = _attention_alone(axes, plan)
     ends_alike = ends_alike if alone and len(plan.stages) == 1 and not by_tokens else False

@@ -47,6 +47,10 @@ def test_a_mask_is_tried_with_all_tokens_whatever_its_size_is_called(name: str) 
     assert tried(sequence_length=3, **{PAST: 12}) == (1, 15)
     assert tried(**{"attention_mask.1": 9}) == (1, 9)  # what is said is taken at its word
     request = CutRequest("m.onnx", "into")
+    joined = ModelTensor("past", DataType.FLOAT32, ("2", "batch_size", "6", PAST, "16"))  # keys with values
+    of_both = (*inputs[:2], joined)
+    found = with_masks_of_all(of_both, feeds_of(of_both, request, 64), {"past": 3}, request)
+    assert found["attention_mask"].shape == (1, 128)
     feeds = feeds_of(inputs, request, 64)
     assert with_masks_of_all(inputs, feeds, {}, request) == feeds  # of a model without a past
 
