@@ -121,7 +121,7 @@ class TensorFileWriter:
         try:
             self._descriptor = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
-            raise unwritable(self._temporary, error) from error
+            raise unwritable(self.path, error) from error
         try:
             self._put(head, 0)
         except BaseException:
@@ -204,7 +204,7 @@ class TensorFileWriter:
                 count = os.pwrite(self._descriptor, view, at)
                 view, at = view[count:], at + count
         except OSError as error:
-            raise unwritable(self._temporary, error) from error
+            raise unwritable(self.path, error) from error
 
 
 class TensorFile:

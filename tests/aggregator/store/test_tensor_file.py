@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aggregator.store.tensor_file import TensorFile, TensorFileWriter
-from edge_attention.core.errors import DataLoss, Internal, InvalidTensor, ResourceExhausted
+from edge_attention.core.errors import DataLoss, DiskFull, Internal, InvalidTensor, ResourceExhausted
 
 DTYPES = ["<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "i1", "<u8", "<u4", "<u2", "u1", "?"]
 ARRAYS = st.builds(
@@ -231,3 +232,19 @@ def test_changed_bytes_are_found(tmp_path: Path) -> None:
     os.truncate(path, len(data) - 8)
     with pytest.raises(DataLoss, match=r"f is damaged.*restore"):
         file.read("x")
+
+
+def test_a_full_disk_is_said_of_the_file_and_always_in_the_same_words(tmp_path: Path, monkeypatch) -> None:
+    """The temporary one is called otherwise at each try: a run that waits for room said so each time."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    path, said = tmp_path / "p.safetensors", set()
+    for _ in range(2):
+        with pytest.raises(DiskFull) as error:
+            TensorFileWriter(path, specs({"a": np.ones(3, np.float32)}), {})
+        said.add(error.value.message)
+    assert said == {f"{path} cannot be written: No space left on device; free space there"}
+    assert not list(tmp_path.iterdir())
