@@ -274,7 +274,10 @@ def _find(text: str, own: Dataset, datasets: Sequence[Dataset], node: str) -> tu
             return other, column
         own, text = found, name
     have = ", ".join(c.name for c in own.columns)
-    raise NotFound(f"dataset {own.name!r} of node {node!r} has no column {text!r}; it has: {have[:500]}")
+    raise NotFound(
+        f"dataset {own.name!r} of node {node!r} has no column {text!r}; it has: {have[:500]} (a column that "
+        "was set aside is none; that node's log says which, and why, as edge-attention data check does)"
+    )
 
 
 def _column(dataset: Dataset, name: str) -> Column | None:

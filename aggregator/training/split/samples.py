@@ -100,12 +100,14 @@ def _look(file: TensorFile, name: str, label: Any, table: int) -> None:
         if dtype.kind == "f" and not (finite := np.isfinite(piece)).all():
             row = (start + int(np.argmin(finite))) // each
             raise NotFinite(f"data: {name!r} holds NaN or Inf, first in row {row:,}; take such samples out")
-        if table and dtype.kind in "iu" and not -table <= piece.min() <= piece.max() < table:
-            first = int(np.argmax((piece < -table) | (piece >= table)))
+        if table and dtype.kind in "iu" and not 0 <= piece.min() <= piece.max() < table:
+            # Below 0 ONNX counts from the table's end, where PyTorch's lookups refuse: -1 for padding would
+            # train the last row, and nobody would be told.
+            first = int(np.argmax((piece < 0) | (piece >= table)))
             raise InvalidTensor(
                 f"data: {name!r} holds {piece[first]} in row {(start + first) // each:,}, and the model "
                 f"looks it up in a table of {table:,} rows, 0 to {table - 1:,}: make the ids with the "
-                "tokenizer of this model, or bring a model with a larger table"
+                "tokenizer of this model (padding is one of them, too), or bring a model with a larger table"
             )
         if label is not None and name == label.weights and (piece < 0).any():
             raise InvalidTensor(

@@ -53,7 +53,8 @@ def passed_on(emitted: Emitted, inputs: Sequence[str], passes: Collection[str]) 
             raise InvalidArgument(
                 f"input {name!r} is read by part {part}, too, and the data is on the node of part {first}: "
                 "if its rows may leave with the activations, as a mask's may, say so: data.passes = "
-                f"[{name!r}]; else give more layers to the first node, or use a model that reads it in its "
+                f"[{name!r}]; where the model makes a mask of it, make the mask an input of its own, and let "
+                "that pass; else give more layers to the first node, or use a model that reads it in its "
                 "first layers alone"
             )
     if unknown := sorted(set(passes) - set(inputs)):

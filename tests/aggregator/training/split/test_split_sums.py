@@ -313,12 +313,12 @@ def test_samples_are_what_the_model_takes_or_are_refused_by_name(tmp_path, chang
 @pytest.mark.parametrize(
     ("ids", "said"),
     [
-        ([[0, 1], [2, 3], [-4, 0]], ""),
+        ([[0, 1], [2, 3], [3, 0]], ""),
         (
             [[0, 1], [2, 4], [0, 9]],
             r"data: 'ids' holds 4 in row 1, and the model looks it up in a table of 4 rows, 0 to 3",
         ),
-        ([[0, 1], [2, 3], [-5, 0]], "data: 'ids' holds -5 in row 2, and"),
+        ([[0, 1], [2, 3], [-1, 0]], "data: 'ids' holds -1 in row 2, and"),
     ],
 )
 def test_numbers_past_the_table_that_they_look_up_are_found_by_their_row(tmp_path, ids, said, monkeypatch):
