@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import json
 import logging
 import os
@@ -24,7 +25,14 @@ from typing import Any
 
 from aggregator.bounds.bounds import ProcessBound
 from aggregator.store.folder import FULL
-from edge_attention.core.errors import DiskFull, GraphDied, Internal, InvalidGraph, OutOfMemory
+from edge_attention.core.errors import (
+    DiskFull,
+    GraphDied,
+    Internal,
+    InvalidGraph,
+    OutOfMemory,
+    ResourceExhausted,
+)
 from edge_attention.options import OneLine
 from edge_attention.priority import give_way
 
@@ -40,6 +48,12 @@ _NICENESS = 5
 """Calls of others come first. Somebody waits for this, too: at 10 a busy machine gave it a fortieth."""
 _ANSWERING = 3
 """Of a process that is kept: a call waits for what it answers, which is a moment's work."""
+_MORE = {
+    errno.EMFILE: "let it open more files (ulimit -n, LimitNOFILE=)",
+    errno.ENFILE: "let its machine open more files (fs.file-max)",
+    errno.EAGAIN: "let it have more processes (ulimit -u, TasksMax=)",
+}
+"""What to do where the system refuses a process."""
 _GRACE_SECONDS = 5
 _PR_SET_PDEATHSIG = 1
 
@@ -60,6 +74,7 @@ async def run(
         InvalidGraph: it took more time than `bound` gives it, by the clock or of processors.
         OutOfMemory: it took more memory.
         DiskFull: what it wrote found no room.
+        ResourceExhausted: the system lets no process begin.
         GraphDied: it was ended by a signal: a fault in code that worked on the model, or no memory anywhere.
     """
     # What this process has freed and kept goes back first: for a while there are two of them. Other C
@@ -125,10 +140,16 @@ async def _started(
     niceness: int = _NICENESS,
 ) -> asyncio.subprocess.Process:
     bounds = json.dumps([os.getpid(), bound.memory, bound.processor_seconds, niceness])
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "aggregator.engine.apart", bounds, module, *arguments,
-        stdin=given, stdout=said, env=os.environ | (environment or {}), start_new_session=True,
-    )  # fmt: skip
+    try:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "aggregator.engine.apart", bounds, module, *arguments,
+            stdin=given, stdout=said, env=os.environ | (environment or {}), start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise ResourceExhausted(
+            f"the aggregator cannot start a process for it: {error.strerror}; "
+            f"{_MORE.get(error.errno or 0, 'free memory on its machine')}"
+        ) from error
 
 
 def failed(what: str, status: int) -> Internal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import os
 import signal
@@ -27,7 +28,14 @@ from aggregator.engine.scratch import SCRATCH
 from aggregator.training import planner
 from aggregator.training.job_recipes import FusionRecipe
 from aggregator.training.services import Services
-from edge_attention.core.errors import DiskFull, GraphDied, InvalidArgument, InvalidGraph, OutOfMemory
+from edge_attention.core.errors import (
+    DiskFull,
+    GraphDied,
+    InvalidArgument,
+    InvalidGraph,
+    OutOfMemory,
+    ResourceExhausted,
+)
 from edge_attention.core.messages.attention import AttendRequest, ContextSpec
 from edge_attention.core.messages.training import RunState
 from edge_attention.jobs.job import Encoder
@@ -258,3 +266,16 @@ def test_a_process_whose_files_find_no_room_says_so(raised, tmp_path):
     path = os.pathsep.join((str(tmp_path), *filter(None, sys.path)))
     with pytest.raises(DiskFull, match="t: the disk of the state folder is full; free space there"):
         asyncio.run(apart.run(bound, "t", "writes", environment={"PYTHONPATH": path}))
+
+
+@pytest.mark.parametrize("refused", [errno.EMFILE, errno.EAGAIN, errno.ENOMEM])
+def test_a_process_that_the_system_refuses_is_an_error_with_what_to_do(refused, monkeypatch):
+    async def no(*_, **__):
+        raise OSError(refused, os.strerror(refused))
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", no)
+    bound = ProcessBound("t", 60.0, 77, 1 << 30)
+    for begin in (apart.run, apart.start):
+        given = ("what it does",) if begin is apart.run else ()
+        with pytest.raises(ResourceExhausted, match=r"start a process for it: .*; (let it|free memory)"):
+            asyncio.run(begin(bound, *given, "http.server"))
