@@ -53,7 +53,7 @@ def test_who_waits_for_a_new_shape_has_no_slot_of_the_queue(tmp_path):
 
         deployed = SimpleNamespace(
             planned=SimpleNamespace(
-                inputs=(ModelTensor("x", "float32", ("rows",)),), whole=False, looked_up={}
+                inputs=(ModelTensor("x", "float32", ("rows",)),), whole=False, looked_up={}, given={}
             ),
             shapes=PreparedShapes(4),
             batcher=Batcher(BatchQueue("m", 1), answer),
