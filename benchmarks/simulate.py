@@ -29,8 +29,8 @@ from edge_attention.jobs.job_file import read_job
 from edge_attention.simulation.partition import RowSharing, partition
 from edge_attention.tables.reading import read_table
 
-BOUND = 1 / 8
-"""A simulation's time by that of a process a node. 1 / 20 was asked for; docs/decisions.md says why not."""
+BOUND = 1 / 20
+"""A simulation's time by that of a process a node."""
 READY_SECONDS = 600.0
 ROOT = Path(__file__).parents[1]
 JOB = """

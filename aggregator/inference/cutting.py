@@ -34,7 +34,6 @@ from edge_attention.core.errors import (
 )
 from edge_attention.core.messages.inference import (
     ANY_RANK,
-    SESSIONS,
     ConsideredPlan,
     DeployedPart,
     ModelTensor,
@@ -102,7 +101,7 @@ def cut_as_asked(request: CutRequest, opened: OpenModel | None = None) -> Planne
     if files := decoder_files(Path(request.model).parent):
         return _with_decoder(planned, files, Path(request.into) / DECODER)
     decoder, why = _sessions(model, loads_plan(planned.plan), Path(request.into) / DECODER)
-    note = f"{SESSIONS}: keys and values of earlier tokens stay on the nodes" if decoder else ""
+    note = "served as sessions, too: keys and values of earlier tokens stay on the nodes" if decoder else ""
     pasts = any(len(one.shape) == 4 and (one.name in joined or "past" in one.name) for one in inputs)
     if not decoder and (Path(request.model).parent / TOKENIZER).is_file():
         note = f"no sessions, so its tokenizer is not used: {why}"

@@ -402,6 +402,7 @@ class Deployed:
             notes=planned.notes,
             whole=planned.whole,
             batching=self.batching,
+            sessions=bool(planned.decoder),
         )
 
     def _part(self, part: DeployedPart, holds: Holders, live: frozenset[str]) -> DeployedPart:

@@ -159,12 +159,13 @@ class Database:
 
     def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         """What a statement finds."""
-        with self.mutex, _translated(self._directory):
+        with self.mutex, _translated(self._directory, writes=False):
             return self._connection.execute(statement, values).fetchall()
 
 
 @contextmanager
-def _translated(directory: Path) -> Iterator[None]:
+def _translated(directory: Path, *, writes: bool = True) -> Iterator[None]:
+    """`writes`: whether it is tried why the system does not let, which waits for the disk."""
     try:
         yield
     except OverflowError as error:
@@ -177,7 +178,7 @@ def _translated(directory: Path) -> Iterator[None]:
         # Where its shared memory cannot grow SQLite calls a full disk an error of input and output.
         if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and is_full(directory)):
             raise DiskFull(f"the disk of state folder {directory} is full; free space there") from error
-        if code in UNWRITABLE and (found := refusal(directory)) is not None:
+        if writes and code in UNWRITABLE and (found := refusal(directory)) is not None:
             raise unwritable(directory, found) from error
         name = getattr(error, "sqlite_errorname", type(error).__name__)
         log.error("the database in state folder %s: %s (%s)", directory, error, name)

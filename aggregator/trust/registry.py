@@ -125,7 +125,9 @@ class Registry:
                 self._database.close()
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self, *, writes: bool = True) -> Iterator[None]:
+        """`writes`: whether it is tried why the system does not let, which waits for the disk: calls are
+        checked on the event loop, and only read."""
         try:
             yield
         except sqlite3.DatabaseError as error:
@@ -133,7 +135,7 @@ class Registry:
             failing = code == sqlite3.SQLITE_IOERR
             if code == sqlite3.SQLITE_FULL or (failing and is_full(self._where.parent)):
                 raise DiskFull(f"{self._where}: the disk is full; free space there") from None
-            if code in UNWRITABLE and (found := refusal(self._where.parent)) is not None:
+            if writes and code in UNWRITABLE and (found := refusal(self._where.parent)) is not None:
                 raise unwritable(self._where, found) from None
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise self._in_use() from None
@@ -169,7 +171,7 @@ class Registry:
 
     def _rows(self, statement: str, *values: object) -> list[tuple[object, ...]]:
         """What is there; inside a transaction of this thread, as that sees it."""
-        with self._translated():
+        with self._translated(writes=False):
             if self._writer == threading.get_ident():
                 return self._database.execute(statement, values).fetchall()
             with self._reading:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edge_attention.cli.output import print_table, say, size
-from edge_attention.core.messages.inference import SESSIONS, DeployedModel, ModelTensor
+from edge_attention.core.messages.inference import DeployedModel, ModelTensor
 
 __all__ = ["asked_by", "print_model"]
 
@@ -13,7 +13,7 @@ TOLD = 4
 
 def asked_by(model: DeployedModel, tokenizer: bool) -> str:
     """The command that asks it. `tokenizer`: it was deployed with one."""
-    if any(note.startswith(SESSIONS) for note in model.notes):
+    if model.sessions:
         return f"edge-attention generate {model.name} " + ('"PROMPT"' if tokenizer else "--ids 1,2,3")
     if len(model.inputs) > TOLD:
         return f"edge-attention infer {model.name} --input inputs.npz"

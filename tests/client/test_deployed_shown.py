@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edge_attention.cli.deployed_shown import TOLD, asked_by, print_model
-from edge_attention.core.messages.inference import SESSIONS, DeployedModel, DeploymentState, ModelTensor
+from edge_attention.core.messages.inference import DeployedModel, DeploymentState, ModelTensor
 from edge_attention.core.tensors import DataType
 
 
@@ -13,29 +13,23 @@ def tensors(count):
     return tuple(ModelTensor(f"past.{i}", DataType.FLOAT32, ("batch", "16")) for i in range(count))
 
 
-def model(inputs=1, notes=()):
+def model(inputs=1, sessions=False):
     return DeployedModel(
-        "m", 1, DeploymentState.SERVING, inputs=tensors(inputs), outputs=tensors(inputs), notes=notes
+        "m", 1, DeploymentState.SERVING, inputs=tensors(inputs), outputs=tensors(inputs), sessions=sessions
     )
 
 
 @pytest.mark.parametrize(
-    ("inputs", "notes", "tokenizer", "command"),
+    ("inputs", "sessions", "tokenizer", "command"),
     [
-        (2, (), False, "infer m --input past.0=past.0.npy --input past.1=past.1.npy"),
-        (TOLD + 1, (), False, "infer m --input inputs.npz"),
-        (2, (f"{SESSIONS}: keys",), True, 'generate m "PROMPT"'),
-        (2, ("a note", f"{SESSIONS}: keys"), False, "generate m --ids 1,2,3"),
-        (
-            2,
-            ("no sessions: it has no past",),
-            False,
-            "infer m --input past.0=past.0.npy --input past.1=past.1.npy",
-        ),
+        (2, False, False, "infer m --input past.0=past.0.npy --input past.1=past.1.npy"),
+        (TOLD + 1, False, False, "infer m --input inputs.npz"),
+        (2, True, True, 'generate m "PROMPT"'),
+        (2, True, False, "generate m --ids 1,2,3"),
     ],
 )
-def test_how_it_is_asked(inputs, notes, tokenizer, command):
-    assert asked_by(model(inputs, notes), tokenizer) == f"edge-attention {command}"
+def test_how_it_is_asked(inputs, sessions, tokenizer, command):
+    assert asked_by(model(inputs, sessions), tokenizer) == f"edge-attention {command}"
 
 
 def test_of_many_inputs_some_are_told(capsys):

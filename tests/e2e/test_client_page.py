@@ -6,21 +6,15 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from doc_blocks import block, text_of
 
 from edge_attention.cli.local_fleet import LocalFleet
 
-PAGE = (Path(__file__).parents[2] / "docs" / "client.md").read_text(encoding="utf-8")
+PAGE = text_of("client.md")
 
 pytestmark = pytest.mark.e2e
-
-
-def block(name):
-    found = re.search(rf"<!-- test: {name} -->\n```\w+\n(.*?)```", PAGE, re.DOTALL)
-    assert found, f"docs/client.md has no block {name!r}"
-    return found[1]
 
 
 def fleet_of(line):
@@ -44,10 +38,10 @@ def test_the_blocks_run_against_the_fleet_that_it_names(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    run("-c", block("files"))
+    run("-c", block(PAGE, "files"))
     with LocalFleet() as fleet:
         fleet.start_aggregator()
-        for name, data in fleet_of(block("fleet")).items():
+        for name, data in fleet_of(block(PAGE, "fleet")).items():
             files = {dataset: tmp_path / file for dataset, file in data.items()}
             fleet.start_node(name, "--allow-own-data", data=files)
         code = "\n".join(re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))

@@ -6,21 +6,15 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from doc_blocks import block, text_of
 
 from edge_attention.cli.local_fleet import AGGREGATOR, LocalFleet
 
-PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+PAGE = text_of("serving.md")
 
 pytestmark = pytest.mark.e2e
-
-
-def block(name):
-    found = re.search(rf"<!-- test: {name} -->\n```\w+\n(.*?)```", PAGE, re.DOTALL)
-    assert found, f"docs/serving.md has no block {name!r}"
-    return found[1]
 
 
 def test_the_examples_are_answered_by_what_the_page_deploys(tmp_path):
@@ -29,13 +23,13 @@ def test_the_examples_are_answered_by_what_the_page_deploys(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    run(sys.executable, "-c", block("models"))
+    run(sys.executable, "-c", block(PAGE, "models"))
     with LocalFleet() as fleet:
         fleet.start_aggregator("--metrics-port", "0")
         for name in ("node-1", "node-2", "node-3"):
             fleet.start_node(name)
         page = fleet.child(AGGREGATOR).wait_for(r"page at http://([^/\s]+)")[1]
-        for line in block("deploy").splitlines():
+        for line in block(PAGE, "deploy").splitlines():
             program, *words = shlex.split(line)
             assert program == "edge-attention"
             run(sys.executable, "-m", "edge_attention.cli.main", "--aggregator", fleet.address, *words)

@@ -23,9 +23,6 @@ PLAN_FILE_BYTES = 2 * 1024 * 1024
 ANY_RANK = "..."
 """The one dimension of a tensor of which a model says none: it has any number of them."""
 
-SESSIONS = "served as sessions, too"
-"""How a note of a decoder begins that `generate` asks, besides `infer`."""
-
 MAX_BATCH = 1024
 """Rows of requests that run together, at most."""
 
@@ -147,6 +144,7 @@ class DeployedModel:
             seconds that one may wait for others.
         batching: in words, whether requests run together, or why not.
         queued: of those under way, how many wait for their turn.
+        sessions: it is a decoder that `generate` asks, too.
     """
 
     name: str
@@ -176,6 +174,7 @@ class DeployedModel:
     max_queue_delay: float = 0.0
     batching: str = ""
     queued: int = 0
+    sessions: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,12 @@ from onnx import GraphProto, ModelProto, TensorProto, TensorShapeProto, ValueInf
 from edge_attention.graphs.onnx_file import all_nodes, rename_values, values_of
 from edge_attention.graphs.reading.needed import reads
 
-__all__ = ["known_inputs", "lift_weights", "loosen_mask", "step_with_past"]
+__all__ = ["PAST_RANK", "known_inputs", "lift_weights", "loosen_mask", "step_with_past"]
 
-_PAST_RANK = 4
+PAST_RANK = 4
 """Dimensions of keys and values of earlier tokens."""
+_IDS_RANK = 2
+"""The same of token ids."""
 _FEW = 64
 """Elements of what stays in a branch: sizes, axes, single numbers."""
 
@@ -31,7 +33,7 @@ def known_inputs(model: ModelProto) -> dict[str, int]:
     kept = {
         name: 0
         for name, value in _given(model.graph).items()
-        if "logits_to_keep" in name and len(_dims(value)) < len(("batch", "tokens"))
+        if "logits_to_keep" in name and len(_dims(value)) < _IDS_RANK
     }
     return {**step_with_past(model), **kept}
 
@@ -40,7 +42,7 @@ def step_with_past(model: ModelProto) -> dict[str, bool]:
     """The input that chooses between two steps, and what it is for the one with a past; {}: there is none."""
     graph = model.graph
     inputs = _given(graph)
-    pasts = {name for name, value in inputs.items() if len(_dims(value)) == _PAST_RANK}
+    pasts = {name for name, value in inputs.items() if len(_dims(value)) == PAST_RANK}
     on_inputs = [node for node in graph.node if node.op_type == "If" and node.input[0] in inputs]
     if len(on_inputs) != 1 or on_inputs[0].domain not in ("", "ai.onnx"):
         return {}
@@ -89,7 +91,7 @@ def loosen_mask(model: ModelProto) -> None:
     merged = bool(step_with_past(model))
     inputs = _given(model.graph)
     tokens = {_dims(v)[1].dim_param for n, v in inputs.items() if len(_dims(v)) == 2 and "mask" not in n}
-    pasts = [_dims(v) for n, v in inputs.items() if len(_dims(v)) == _PAST_RANK and (merged or "past" in n)]
+    pasts = [_dims(v) for n, v in inputs.items() if len(_dims(v)) == PAST_RANK and (merged or "past" in n)]
     before = {dim.dim_param for dims in pasts for dim in dims[1:] if dim.dim_param} - tokens
     for name, value in inputs.items():
         if "mask" not in name or len(_dims(value)) != 2 or not pasts:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from edge_attention.graphs.axes.both_steps import PAST_RANK
 from edge_attention.graphs.axes.model_reading import OpenModel
 from edge_attention.graphs.decoding.joining import branches_of, pasts_of
 from edge_attention.graphs.reading.needed import reads
@@ -57,7 +58,7 @@ def _with_own_types(opened: OpenModel) -> OpenModel:
     pasts = {
         value.name: value
         for value in opened.model.graph.input
-        if len(value.type.tensor_type.shape.dim) == _PAST_RANK and value.type.tensor_type.elem_type in _FLOATS
+        if len(value.type.tensor_type.shape.dim) == PAST_RANK and value.type.tensor_type.elem_type in _FLOATS
     }
     readers: dict[str, list[NodeProto]] = {name: [] for name in pasts}
     for node in opened.model.graph.node:
@@ -79,9 +80,6 @@ def _with_own_types(opened: OpenModel) -> OpenModel:
     del model.graph.node[:]
     model.graph.node.extend(copies)
     return OpenModel(opened.path, model, opened.places)
-
-
-_PAST_RANK = 4
 
 
 def _to_float(node: NodeProto) -> bool:

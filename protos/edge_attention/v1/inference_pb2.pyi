@@ -377,6 +377,7 @@ class DeployedModel(_message.Message):
     MAX_QUEUE_DELAY_FIELD_NUMBER: _builtins.int
     BATCHING_FIELD_NUMBER: _builtins.int
     QUEUED_FIELD_NUMBER: _builtins.int
+    SESSIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     version: _builtins.int
     """Of the deployments of this name, from 1."""
@@ -408,6 +409,8 @@ class DeployedModel(_message.Message):
     """For a person: whether requests run together, or why not."""
     queued: _builtins.int
     """Of those under way, how many wait for their turn."""
+    sessions: _builtins.bool
+    """It is a decoder that `Generate` asks, too."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelTensor]: ...
     @_builtins.property
@@ -456,10 +459,11 @@ class DeployedModel(_message.Message):
         max_queue_delay: _builtins.float = ...,
         batching: _builtins.str = ...,
         queued: _builtins.int = ...,
+        sessions: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "bytes", b"bytes", "considered", b"considered", "coverage", b"coverage", "created", b"created", "detail", b"detail", "digest", b"digest", "failed", b"failed", "halves", b"halves", "in_flight", b"in_flight", "inputs", b"inputs", "lacking", b"lacking", "max_batch", b"max_batch", "max_queue_delay", b"max_queue_delay", "name", b"name", "notes", b"notes", "outputs", b"outputs", "owner", b"owner", "parts", b"parts", "plan", b"plan", "plan_text", b"plan_text", "queued", b"queued", "requests", b"requests", "shapes", b"shapes", "state", b"state", "version", b"version", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "bytes", b"bytes", "considered", b"considered", "coverage", b"coverage", "created", b"created", "detail", b"detail", "digest", b"digest", "failed", b"failed", "halves", b"halves", "in_flight", b"in_flight", "inputs", b"inputs", "lacking", b"lacking", "max_batch", b"max_batch", "max_queue_delay", b"max_queue_delay", "name", b"name", "notes", b"notes", "outputs", b"outputs", "owner", b"owner", "parts", b"parts", "plan", b"plan", "plan_text", b"plan_text", "queued", b"queued", "requests", b"requests", "sessions", b"sessions", "shapes", b"shapes", "state", b"state", "version", b"version", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
